@@ -1,0 +1,97 @@
+"""``TransferConfig``: every setting of a manager, with its unit and its default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kv_core.contract.enums import DigestMode
+from kv_core.contract.failures import InvalidConfig
+
+MAX_ROOM = 2**63 - 1
+"""Largest bootstrap_room (routers draw them as non-negative signed 64-bit numbers)."""
+FAKE_BOOTSTRAP_HOST = "2.2.2.2"
+"""Bootstrap host of warm-up requests (SGLang's value): such rooms move nothing and get core's null pair."""
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """Settings of one manager. Durations in seconds, sizes in bytes. Survives pickling.
+
+    Addresses
+        bootstrap_addr: ``host:port`` of this prefill instance's bootstrap server (prefill; None: it is taken from the
+            first ``create_sender``). host: interface that the control socket and the transport bind.
+            advertised_host: what peers are told (None: host). control_port: 0 takes a free one.
+    Deadlines
+        bootstrap_timeout_s: from opening a room until its peers are known and the handshake passed (decode), or until
+            the decode side spoke of the room (prefill). waiting_timeout_s: from there until both sides have named
+            their pages. transferring_timeout_s: longest time a room may move bytes without progress.
+            draining_timeout_s: how long an ended room waits for outstanding writes before its pages are quarantined.
+            lease_s: how long one sign of interest of the other side keeps a queued room alive.
+    Liveness
+        probe_interval_s between probes; suspect_after / dead_after: missed probes until a peer is suspect / dead.
+    Bounds (a typed refusal, code ``overloaded``, at each)
+        max_rooms, max_inbox (early requests of peers), max_tombstones, max_indices (per request and pool),
+        max_message_bytes (one control frame), max_peers.
+    Work
+        queue_shards: number of transfer queues (None: min(max(4, cpus // 16), 12), capped by the usable cpus).
+        max_batch_descriptors: copies posted at once; window_bytes: bytes in flight to one peer.
+        direction is decided by the backend's capabilities. digest, digest_sample: verify one room in N.
+        switch_interval_s: ``sys.setswitchinterval`` to set while a manager is open (None: leave it; 0.0005 cuts the
+            latency of a room by 3 to 4 in an engine whose scheduler thread is busy).
+    Backend
+        options: handed to the transport as they are (each backend documents its own).
+    """
+
+    bootstrap_addr: str | None = None
+    host: str = "127.0.0.1"
+    advertised_host: str | None = None
+    control_port: int = 0
+
+    bootstrap_timeout_s: float = 300.0
+    waiting_timeout_s: float = 300.0
+    transferring_timeout_s: float = 300.0
+    draining_timeout_s: float = 30.0
+    lease_s: float = 30.0
+
+    probe_interval_s: float = 1.0
+    suspect_after: int = 2
+    dead_after: int = 5
+
+    max_rooms: int = 65_536
+    max_inbox: int = 16_384
+    max_tombstones: int = 16_384
+    max_indices: int = 1_048_576
+    max_message_bytes: int = 32 * 1024 * 1024
+    max_peers: int = 4_096
+
+    queue_shards: int | None = None
+    max_batch_descriptors: int = 4_096
+    window_bytes: int = 256 * 1024 * 1024
+    digest: DigestMode = DigestMode.OFF
+    digest_sample: int = 64
+    switch_interval_s: float | None = None
+
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", DigestMode(self.digest))
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if not value > 0:
+                raise InvalidConfig(f"TransferConfig.{name} is {value!r}, must be greater than 0")
+        if not 1 <= self.suspect_after < self.dead_after:
+            raise InvalidConfig(
+                f"TransferConfig.suspect_after ({self.suspect_after}) must be at least 1 and less than dead_after ({self.dead_after})"
+            )
+        if not 0 <= self.control_port <= 65_535:
+            raise InvalidConfig(f"TransferConfig.control_port is {self.control_port}, must lie in 0..65535")
+        if self.queue_shards is not None and self.queue_shards < 1:
+            raise InvalidConfig(f"TransferConfig.queue_shards is {self.queue_shards}, must be at least 1 or None")
+
+
+_POSITIVE = (
+    "bootstrap_timeout_s", "waiting_timeout_s", "transferring_timeout_s", "draining_timeout_s", "lease_s",
+    "probe_interval_s", "max_rooms", "max_inbox", "max_tombstones", "max_indices", "max_message_bytes", "max_peers",
+    "max_batch_descriptors", "window_bytes", "digest_sample",
+)  # fmt: skip
