@@ -1,0 +1,244 @@
+"""One side's memory as it crosses the wire in the handshake, and as the planner reads it: arrays, not objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kv_core.contract.enums import MemoryKind
+from kv_core.contract.failures import InvalidConfig, MessageError
+from kv_core.contract.memory import AUX_POOL, KV_POOL, NO_LAYER, KVArgs, Pool, Region
+from kv_core.contract.transport import U64
+
+MAX_BUFFERS = 65_536
+"""Most buffers of one side, over all its pools."""
+MAX_POOLS = 256
+MAX_NAME = 128
+"""Longest name of a pool or a part, in characters."""
+
+
+@dataclass(frozen=True, eq=False)
+class PoolLayout:
+    """One pool of one side. ``address`` and ``item_len`` (uint64, bytes), ``layer`` (int64) and ``parts`` have one
+    entry per buffer, in the pool's order. The arrays are read-only.
+    """
+
+    name: str
+    kind: MemoryKind
+    device_id: int
+    num_items: int
+    address: U64
+    item_len: U64
+    layer: npt.NDArray[np.int64]
+    parts: tuple[str, ...]
+
+    @property
+    def num_buffers(self) -> int:
+        """Number of buffers."""
+        return len(self.parts)
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one item over all buffers."""
+        return sum(self.item_len.tolist())
+
+    @classmethod
+    def of(cls, pool: Pool) -> PoolLayout:
+        """The layout of a pool. Raises ``InvalidConfig`` for what a peer would refuse to read."""
+        _check_local(pool)
+        return cls(
+            pool.name, pool.kind, pool.device_id, pool.num_items,
+            _frozen(np.array([buffer.address for buffer in pool.buffers], np.uint64)),
+            _frozen(np.array([buffer.item_len for buffer in pool.buffers], np.uint64)),
+            _frozen(np.array([buffer.layer for buffer in pool.buffers], np.int64)),
+            tuple(buffer.part for buffer in pool.buffers),
+        )  # fmt: skip
+
+    def to_wire(self) -> dict[str, Any]:
+        """Plain values: arrays as little-endian bytes, 8 per entry. ``parts`` is empty where no buffer has a part."""
+        return {
+            "name": self.name, "kind": self.kind.value, "device_id": self.device_id, "num_items": self.num_items,
+            "address": self.address.astype("<u8").tobytes(), "item_len": self.item_len.astype("<u8").tobytes(),
+            "layer": self.layer.astype("<i8").tobytes(), "parts": list(self.parts) if any(self.parts) else [],
+        }  # fmt: skip
+
+    @classmethod
+    def from_wire(cls, wire: object) -> PoolLayout:
+        """Read what a peer sent and check it. Raises ``MessageError``."""
+        fields = _mapping(wire, "a pool")
+        name = _text(fields, "name", "a pool")
+        if not name:
+            raise MessageError("layout: a pool's name must not be empty")
+        where = f"pool {name!r}"
+        num_items = _integer(fields, "num_items", where, 1, 2**64 - 1)
+        address = _array(fields, "address", where, "<u8").astype(np.uint64)
+        item_len = _array(fields, "item_len", where, "<u8").astype(np.uint64)
+        layer = _array(fields, "layer", where, "<i8").astype(np.int64)
+        parts = _parts(fields, where, address.size)
+        if not address.size or address.size != item_len.size or address.size != layer.size:
+            raise MessageError(
+                f"layout: {where}: address, item_len and layer must have one entry for each buffer, and at least one, "
+                f"got {address.size}, {item_len.size} and {layer.size}"
+            )
+        _check_ranges(where, num_items, address, item_len, layer)
+        return cls(
+            name, _kind(fields, where), _integer(fields, "device_id", where, -(2**31), 2**31 - 1), num_items,
+            _frozen(address), _frozen(item_len), _frozen(layer), parts,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryLayout:
+    """One side's pools in canonical order: KV, states, auxiliary rows."""
+
+    pools: tuple[PoolLayout, ...]
+
+    @classmethod
+    def of(cls, args: KVArgs) -> MemoryLayout:
+        """The layout of this rank's memory. Raises ``InvalidConfig`` for what a peer would refuse to read."""
+        pools = tuple(args.pools())
+        buffers = sum(len(pool.buffers) for pool in pools)
+        if buffers > MAX_BUFFERS or len(pools) > MAX_POOLS:
+            raise InvalidConfig(
+                f"KVArgs describes {buffers} buffers in {len(pools)} pools: at most {MAX_BUFFERS} in {MAX_POOLS} "
+                "fit into a handshake"
+            )
+        return cls(tuple(PoolLayout.of(pool) for pool in pools))
+
+    def to_wire(self) -> dict[str, Any]:
+        """A dict of strings, ints, lists and bytes."""
+        return {"pools": [pool.to_wire() for pool in self.pools]}
+
+    @classmethod
+    def from_wire(cls, wire: object) -> MemoryLayout:
+        """Read what a peer sent and check it; unknown keys are ignored. Raises ``MessageError`` with what is wrong."""
+        pools = _mapping(wire, "the layout").get("pools")
+        if not isinstance(pools, (list, tuple)) or not 0 < len(pools) <= MAX_POOLS:
+            raise MessageError(f"layout: 'pools' must be a list of 1 to {MAX_POOLS} pools, got {_brief(pools)}")
+        layouts = tuple(PoolLayout.from_wire(pool) for pool in pools)
+        names = [pool.name for pool in layouts]
+        if len(set(names)) != len(names):
+            raise MessageError(f"layout: pool names must differ, got {_brief(names)}")
+        if names[0] != KV_POOL or AUX_POOL in names[:-1]:
+            raise MessageError(
+                f"layout: pools must come as {KV_POOL!r}, then states, then {AUX_POOL!r} if there is one, "
+                f"got {_brief(names)}"
+            )
+        buffers = sum(pool.num_buffers for pool in layouts)
+        if buffers > MAX_BUFFERS:
+            raise MessageError(f"layout: {buffers} buffers over all pools, at most {MAX_BUFFERS} are taken")
+        return cls(layouts)
+
+    def pool(self, name: str) -> PoolLayout | None:
+        """The pool of this name, or None."""
+        return next((pool for pool in self.pools if pool.name == name), None)
+
+    def num_items(self, pool: str) -> int | None:
+        """How many items the pool has, or None if there is no such pool."""
+        found = self.pool(pool)
+        return None if found is None else found.num_items
+
+    def first_region(self, name: str) -> int:
+        """Index of the pool's first buffer in ``regions()``. Raises ``ValueError`` if there is no such pool."""
+        index = 0
+        for pool in self.pools:
+            if pool.name == name:
+                return index
+            index += pool.num_buffers
+        raise ValueError(f"no pool {name!r} here, only {[pool.name for pool in self.pools]}")
+
+    def regions(self) -> tuple[Region, ...]:
+        """All buffers in canonical order, as ``contract.memory.regions_of`` numbers them."""
+        regions: list[Region] = []
+        for pool in self.pools:
+            for address, item_len in zip(pool.address.tolist(), pool.item_len.tolist(), strict=True):
+                nbytes = item_len * pool.num_items
+                regions.append(Region(len(regions), address, nbytes, pool.kind, pool.device_id, pool.name))
+        return tuple(regions)
+
+
+def _frozen(array: Any) -> Any:
+    array.setflags(write=False)
+    return array
+
+
+def _check_local(pool: Pool) -> None:
+    longest = max((pool.name, *(buffer.part for buffer in pool.buffers)), key=len)
+    if len(longest) > MAX_NAME:
+        raise InvalidConfig(f"pool {pool.name[:32]!r}: a name of {len(longest)} characters, at most {MAX_NAME} fit")
+    layers = [buffer.layer for buffer in pool.buffers]
+    if min(layers) < NO_LAYER or max(layers) >= 2**63:
+        raise InvalidConfig(
+            f"pool {pool.name!r}: layers must lie in {NO_LAYER}..2**63-1, got {min(layers)} to {max(layers)}"
+        )
+
+
+def _check_ranges(where: str, num_items: int, address: U64, item_len: U64, layer: npt.NDArray[np.int64]) -> None:
+    # Bytes from an address to 2**64; the subtraction wraps, which is exact for every address but 0.
+    room = np.zeros_like(address) - address
+    bad = (address == 0) | (item_len == 0) | (item_len > room // np.uint64(num_items)) | (layer < NO_LAYER)
+    if bad.any():
+        at = int(bad.argmax())
+        raise MessageError(
+            f"layout: {where}: buffer {at} at {int(address[at]):#x} with {num_items} items of {int(item_len[at])} bytes, "
+            f"layer {int(layer[at])}: address and item_len must be positive, layer at least {NO_LAYER}, and the end "
+            "within 64 bits"
+        )
+
+
+def _brief(value: object) -> str:
+    text = repr(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__
+    if isinstance(value, (list, tuple)):
+        text = f"{len(value)} entries: {', '.join(str(entry)[:32] for entry in value[:8])}"
+    return text[:200]
+
+
+def _mapping(value: object, what: str) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise MessageError(f"layout: {what} must be a map, got {_brief(value)}")
+    return value
+
+
+def _text(fields: Mapping[Any, Any], key: str, where: str) -> str:
+    value = fields.get(key)
+    if not isinstance(value, str) or len(value) > MAX_NAME:
+        raise MessageError(f"layout: {where}: {key!r} must be a string of at most {MAX_NAME} characters")
+    return value
+
+
+def _integer(fields: Mapping[Any, Any], key: str, where: str, low: int, high: int) -> int:
+    value = fields.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise MessageError(f"layout: {where}: {key!r} must be an integer in {low}..{high}, got {_brief(value)}")
+    return value
+
+
+def _kind(fields: Mapping[Any, Any], where: str) -> MemoryKind:
+    value = fields.get("kind")
+    if not isinstance(value, str) or value not in {kind.value for kind in MemoryKind}:
+        known = ", ".join(kind.value for kind in MemoryKind)
+        raise MessageError(f"layout: {where}: memory kind {_brief(value)} is not known here, only {known}")
+    return MemoryKind(value)
+
+
+def _array(fields: Mapping[Any, Any], key: str, where: str, dtype: str) -> npt.NDArray[Any]:
+    value = fields.get(key)
+    if not isinstance(value, bytes) or len(value) % 8 or len(value) > 8 * MAX_BUFFERS:
+        size = f"{len(value)} bytes" if isinstance(value, bytes) else _brief(value)
+        raise MessageError(
+            f"layout: {where}: {key!r} must be bytes, 8 for each of at most {MAX_BUFFERS} buffers, got {size}"
+        )
+    return np.frombuffer(value, dtype)
+
+
+def _parts(fields: Mapping[Any, Any], where: str, count: int) -> tuple[str, ...]:
+    value = fields.get("parts")
+    if not isinstance(value, (list, tuple)) or len(value) not in (0, count):
+        raise MessageError(f"layout: {where}: 'parts' must be a list of {count} names or empty, got {_brief(value)}")
+    if not all(isinstance(part, str) and len(part) <= MAX_NAME for part in value):
+        raise MessageError(f"layout: {where}: each of 'parts' must be a string of at most {MAX_NAME} characters")
+    return tuple(value) if value else ("",) * count
