@@ -1,0 +1,362 @@
+"""The decode side: finds the prefill ranks, names its pages, and knows when all bytes are there, or that none can come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kv_core.contract.config import TransferConfig
+from kv_core.contract.enums import FailureCode, FailureStage, Side
+from kv_core.contract.failures import MessageError
+from kv_core.contract.records import KVTransferMetric
+from kv_core.contract.transport import PeerKey
+from kv_core.protocol import messages as msg
+from kv_core.protocol.discovery import Discovery
+from kv_core.protocol.effects import AddPeer, Effect, FencePeer, ProveDeath, VerifyDigests
+from kv_core.protocol.handshake import Difference, LayoutRules, differences, refusal
+from kv_core.protocol.lifecycle import Action, Event, Phase
+from kv_core.protocol.machine import Identity
+from kv_core.protocol.peers import Peer, PeerPhase
+from kv_core.protocol.rooms import Offer, Room, RoomLink
+
+
+class DecodeMachine(Discovery):
+    """Machine of a decode rank. See ``Machine`` for the rules of calling it."""
+
+    def __init__(self, me: Identity, settings: TransferConfig, rules: LayoutRules, first_session: int = 1) -> None:
+        super().__init__(me, settings, rules, first_session)
+        self._orphans: dict[str, list[RoomLink]] = {}  # exposed links of ended sessions, by instance
+        self._actions |= {
+            Action.OPEN_QUEUE: self._announce, Action.OFFER: self._offer, Action.VERIFY: self._verify,
+            Action.CONCLUDE: self._conclude, Action.DRAIN: self._drain,
+        }  # fmt: skip
+        self._on_message |= {
+            msg.Bound: self._on_bound, msg.Done: self._on_done, msg.Failed: self._on_failed,
+            msg.Quiesced: self._on_quiesced, msg.SessionQuiesced: self._on_session_quiesced, msg.Lease: self._on_lease,
+        }  # fmt: skip
+
+    # -- engine calls ----------------------------------------------------------------------------------------------
+
+    def open(self, number: object, addr: str, now: float) -> tuple[Room, list[Effect]]:
+        """Open a room."""
+        room = self._open(number, addr, now)
+        return room, self._settle(now)
+
+    def init(self, room: Room, prefill_dp_rank: int, now: float) -> list[Effect]:
+        """The engine says which data-parallel rank of the prefill instance computes the prompt."""
+        if room.ended:
+            self.counters["ignored_init"] += 1
+        elif room.initialised:
+            self._invalid(room, "init() was called twice", now)
+        else:
+            room.initialised = True
+            room.dp_rank = prefill_dp_rank
+            self._find_sources(room, now)
+        return self._settle(now)
+
+    def offer(self, room: Room, offer: Offer, now: float) -> list[Effect]:
+        """The engine names its pages; from now on they may be written."""
+        if room.ended:
+            self.counters["ignored_offers"] += 1
+        elif not room.initialised:
+            self._invalid(room, "send_metadata() came before init()", now)
+        elif room.offer is not None:
+            self._invalid(room, "send_metadata() was called twice", now)
+        else:
+            room.offer = offer
+            if room.phase is Phase.READY:
+                self._apply(room, Event.OFFERED, now)
+        return self._settle(now)
+
+    def invalid(self, room: Room, message: str, now: float) -> list[Effect]:
+        """The engine's call can't be carried out."""
+        self._invalid(room, message, now)
+        return self._settle(now)
+
+    # -- actions ---------------------------------------------------------------------------------------------------
+
+    def _announce(self, room: Room, now: float) -> None:
+        room.bootstrapped_at = now
+        self._timers.cancel(("room", room.life))  # from here the engine's queue decides, and prefill's lease
+        for link in room.links.values():
+            link.announced = True
+            self._push(link.peer, msg.Announce(room.number, link.life))
+        if room.offer is not None:
+            self._apply(room, Event.OFFERED, now)
+
+    def _offer(self, room: Room, now: float) -> None:
+        offer = room.offer
+        assert offer is not None, "offered"
+        self._set_deadline(room, now + self.settings.waiting_timeout_s)
+        for link in room.links.values():
+            link.exposed = True
+            metadata = msg.Metadata(
+                room.number, link.life, msg.WireIndices.of(offer.kv),
+                {pool: msg.WireIndices.of(items) for pool, items in offer.states.items()},
+                offer.aux_index, offer.decode_prefix_len, room.destinations,
+            )  # fmt: skip
+            self._push(link.peer, metadata)
+
+    def _verify(self, room: Room, now: float) -> None:
+        self._set_deadline(room, now + self.settings.transferring_timeout_s)
+        for link in room.links.values():
+            if link.digests or link.aux_rows:
+                self._effects.append(VerifyDigests(room, link, tuple(link.digests), tuple(link.aux_rows)))
+            else:
+                link.verdict = True
+        self._check_verdicts(room, now)
+
+    def _check_verdicts(self, room: Room, now: float) -> None:
+        if all(link.verdict for link in room.links.values()):
+            self._apply(room, Event.AGREED, now)
+
+    def on_verified(self, room: Room, link: RoomLink, problem: str | None, now: float) -> list[Effect]:
+        """What arrived through this link was hashed: equal, or the sentence that says what is not."""
+        if room.ended:
+            self.counters["late_verdicts"] += 1
+        elif problem is None:
+            link.verdict = True
+            self._check_verdicts(room, now)
+        else:
+            self._fail(
+                room, FailureCode.INTEGRITY, problem, Side.FABRIC, now=now, stage=FailureStage.INTEGRITY,
+                retryable=True, peer=link.peer,
+            )  # fmt: skip
+        return self._settle(now)
+
+    def _conclude(self, room: Room, now: float) -> None:
+        for link in room.links.values():
+            self._push(link.peer, msg.Concluded(room.number, link.life, None))
+            link.peer.rooms.pop(link.life, None)
+
+    def _drain(self, room: Room, now: float) -> None:
+        self._leave_queues(room)
+        assert room.failure is not None, "a failed room has a failure"
+        failure = msg.WireFailure.of(room.failure)
+        for link in room.links.values():
+            if link.done:
+                self._push(link.peer, msg.Concluded(room.number, link.life, failure))
+            elif link.announced and not link.told:
+                self._push(link.peer, msg.Abort(room.number, link.life, failure))
+            if not link.exposed:
+                link.peer.rooms.pop(link.life, None)
+
+    def _metric(self, room: Room, now: float) -> KVTransferMetric:
+        offered = room.bound_at
+        ready = room.bootstrapped_at
+        return KVTransferMetric(
+            transfer_latency_s=room.remote_wire_s, transfer_total_bytes=room.nbytes,
+            alloc_latency_s=None if offered is None else offered - room.opened_at,
+            bootstrap_latency_s=None if ready is None else ready - room.opened_at,
+            queue_latency_s=None if ready is None or offered is None else offered - ready,
+            total_latency_s=now - room.opened_at, chunks=room.chunks, latency_source=room.latency_source,
+        )  # fmt: skip
+
+    def _invalid(self, room: Room, message: str, now: float) -> None:
+        self._fail(room, FailureCode.INVALID_REQUEST, message, Side.DECODE, now=now)
+
+    # -- messages --------------------------------------------------------------------------------------------------
+
+    def _link(self, peer: Peer, life: int) -> RoomLink | None:
+        link = peer.rooms.get(life)
+        if link is None:
+            self.counters["stale_messages"] += 1
+        return link
+
+    def _on_bound(self, peer: Peer, message: msg.Bound, now: float) -> None:
+        link = self._link(peer, message.life)
+        if link is None or link.room.ended:
+            return
+        link.source_life = message.source_life
+        if all(each.source_life for each in link.room.links.values()):
+            link.room.bound_at = now
+            if self._apply(link.room, Event.BOUND, now):
+                self._set_deadline(link.room, now + self.settings.transferring_timeout_s)
+
+    def _on_done(self, peer: Peer, message: msg.Done, now: float) -> None:
+        link = self._link(peer, message.life)
+        if link is None:
+            return
+        room = link.room
+        link.exposed = False
+        link.proof = "prefill said done"
+        if room.ended:
+            peer.rooms.pop(link.life, None)
+            self._settle_room(room, now)
+            return
+        assert room.offer is not None, "a bound room has an offer"
+        link.done = True
+        link.digests, link.aux_rows = message.digests, message.aux_rows
+        room.nbytes += message.nbytes
+        room.chunks = max(room.chunks, message.chunks)
+        room.remote_wire_s = max(room.remote_wire_s, message.wire_seconds)
+        room.latency_source = message.latency_source
+        if message.pages != room.offer.kv.size or message.source_life != link.source_life:
+            text = f"prefill says it sent {message.pages} pages in life {message.source_life}, expected {room.offer.kv.size} in {link.source_life}"
+            self._fail(
+                room, FailureCode.INTEGRITY, text, Side.PREFILL, now=now, stage=FailureStage.INTEGRITY, peer=peer
+            )
+        elif all(each.done for each in room.links.values()):
+            self._apply(room, Event.ARRIVED, now)
+
+    def _on_failed(self, peer: Peer, message: msg.Failed, now: float) -> None:
+        link = self._link(peer, message.life)
+        if link is None:
+            return
+        link.told = True
+        if message.quiescent:
+            link.exposed = False
+            link.proof = "prefill failed without an outstanding write"
+            if link.room.ended:
+                peer.rooms.pop(link.life, None)
+        if link.room.ended:
+            self._settle_room(link.room, now)
+        else:
+            self._fail_with(link.room, message.failure.failure(), now)
+
+    def _on_quiesced(self, peer: Peer, message: msg.Quiesced, now: float) -> None:
+        link = peer.rooms.pop(message.life, None)
+        if link is None or not link.room.ended:
+            self.counters["stale_messages"] += 1
+            return
+        self._unexpose(link, "prefill acknowledged that its writes have ended", now)
+
+    def _on_session_quiesced(self, peer: Peer, message: msg.SessionQuiesced, now: float) -> None:
+        self._unexpose_orphans(peer.name, message.session, "prefill said that the session's writes have ended", now)
+
+    def _on_lease(self, peer: Peer, message: msg.Lease, now: float) -> None:
+        for life in message.lives:
+            link = peer.rooms.get(life)
+            if link is not None and link.room.phase is Phase.MOVING:
+                self._set_deadline(link.room, now + self.settings.transferring_timeout_s)
+
+    def _on_bye(self, peer: Peer, packet: msg.Bye, now: float) -> None:
+        if packet.quiescent:
+            for link in peer.rooms.values():
+                link.exposed = False
+                link.proof = "prefill closed, its writes had ended"
+        super()._on_bye(peer, packet, now)
+
+    # -- proofs ----------------------------------------------------------------------------------------------------
+
+    def _unexpose(self, link: RoomLink, proof: str, now: float) -> None:
+        link.exposed = False
+        link.proof = proof
+        self._settle_room(link.room, now)
+
+    def _unexpose_orphans(self, name: str, session: int, proof: str, now: float) -> None:
+        links = self._orphans.pop(name, [])
+        rest = [link for link in links if link.peer.session > session]
+        if rest:
+            self._orphans[name] = rest
+        for link in links:
+            if link.peer.session <= session:
+                self._unexpose(link, proof, now)
+
+    def on_fenced(self, key: PeerKey, now: float) -> list[Effect]:
+        """The transport proved that no write of this generation, or an earlier one, of the peer can land."""
+        self._unexpose_orphans(key.name, key.generation, "fenced off by the transport", now)
+        return self._settle(now)
+
+    def on_fence_failed(self, key: PeerKey, now: float) -> list[Effect]:
+        """No fence: the next best proof is the end of the process."""
+        for link in self._orphans.get(key.name, [])[:1]:
+            self._watch_process(link.peer)
+        return self._settle(now)
+
+    def on_proven_dead(self, name: str, now: float) -> list[Effect]:
+        """The process is proven to have ended: it writes no more, in any session."""
+        self._unexpose_orphans(name, 2**63, "the writing process has ended", now)
+        return self._settle(now)
+
+    def _watch_process(self, peer: Peer) -> None:
+        process = peer.introduction.process if peer.introduction is not None else {}
+        self._effects.append(ProveDeath(peer.key, process))
+
+    def _peer_gone(self, peer: Peer, links: list[RoomLink], now: float) -> None:
+        super()._peer_gone(peer, links, now)
+        exposed = [link for link in links if link.exposed]
+        if exposed:
+            self._orphans.setdefault(peer.name, []).extend(exposed)
+            if self.me.can_fence:
+                self._effects.append(FencePeer(peer.key))
+            else:
+                self._watch_process(peer)
+
+    # -- handshake and time ----------------------------------------------------------------------------------------
+
+    def _on_welcome(self, peer: Peer, packet: msg.Welcome, now: float) -> None:
+        if peer.phase is not PeerPhase.GREETING:
+            self.counters["duplicate_packets"] += 1
+            return
+        told = packet.introduction
+        found = differences(self.me.introduction.fields, told.fields)
+        if packet.version != msg.PROTOCOL_VERSION:
+            found.append(Difference("protocol_version", str(msg.PROTOCOL_VERSION), str(packet.version)))
+        try:
+            layout = self.rules.read(told.layout)
+            found += self.rules.differences(layout, told.fields)
+        except MessageError as error:
+            text = f"sent a wrong memory layout: {error}"
+            self._drop_peer(peer, FailureCode.INVALID_REQUEST, text, now)
+            return
+        if found:
+            self._refused(peer, refusal(found, self.me.role, self.me.label, told.label), now)
+            return
+        peer.introduction, peer.layout, peer.label = told, layout, told.label
+        self._effects.append(AddPeer(peer.key, told.descriptor, layout))
+        self._timers.cancel(("hello", peer))
+        self._peer_ready(peer, now)
+        self._recheck_waiting(peer, now)
+
+    def _on_refuse(self, peer: Peer, packet: msg.Refuse, now: float) -> None:
+        if peer.phase is PeerPhase.GREETING:
+            self._refused(peer, packet.failure.failure(), now)
+        else:
+            self.counters["unexpected_packets"] += 1
+
+    def _peer_recovered(self, peer: Peer, now: float) -> None:
+        self._recheck_waiting(peer, now)
+
+    def _renews(self, room: Room) -> bool:
+        return room.phase is Phase.READY
+
+    def _room_expired(self, life: int, now: float) -> None:
+        room = self.live.get(life)
+        if room is None or room.ended:
+            return
+        settings = self.settings
+        text, side = {
+            Phase.OPEN: (f"no prefill rank was ready within bootstrap_timeout_s={settings.bootstrap_timeout_s:g}", Side.PREFILL),
+            Phase.OFFERED: (f"prefill did not open the room within waiting_timeout_s={settings.waiting_timeout_s:g}", Side.PREFILL),
+            Phase.MOVING: (f"prefill neither finished nor renewed its lease within transferring_timeout_s={settings.transferring_timeout_s:g}", Side.PREFILL),
+            Phase.VERIFYING: (f"the digests were not computed within transferring_timeout_s={settings.transferring_timeout_s:g}", Side.DECODE),
+        }[room.phase]  # fmt: skip
+        if room.phase is Phase.OPEN and not room.initialised:
+            text, side = (
+                f"init() was not called within bootstrap_timeout_s={settings.bootstrap_timeout_s:g}",
+                Side.DECODE,
+            )
+        heard = [
+            f"{p} last heard {now - p.liveness.last_life:.1f} s ago"
+            for p in (link.peer for link in room.links.values())
+        ]
+        details = "; ".join(
+            [f"{now - room.opened_at:.1f} s after opening", *heard, *([room.last_error] if room.last_error else [])]
+        )
+        self._fail(room, FailureCode.TIMEOUT, f"{text} ({details})", side, now=now, retryable=True)
+
+    def snapshot(self) -> dict[str, Any]:
+        """See ``Machine.snapshot``; adds the prefill instances that are being spoken to."""
+        return super().snapshot() | {
+            "nodes": len(self.nodes), "orphaned_links": sum(len(links) for links in self._orphans.values()),
+            "leases": sum(room.phase is Phase.READY for room in self.live.values()),
+        }  # fmt: skip
+
+    def _missing_proof(self, link: RoomLink) -> str:
+        if link.peer.phase is PeerPhase.GONE:
+            proof = "a fence" if self.me.can_fence else "the end of its process, or its word in a new session"
+            return f"{link.peer} is lost and may still write: {proof} is missing"
+        return f"{link.peer} has not acknowledged that its writes have ended"
+
+    def _pages(self, room: Room) -> int:
+        return 0 if room.offer is None else int(room.offer.kv.size)

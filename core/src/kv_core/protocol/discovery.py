@@ -1,0 +1,243 @@
+"""How the decode side finds prefill ranks: bootstrap servers, their routes and their liveness, greetings and refusals."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from kv_core.contract.config import TransferConfig
+from kv_core.contract.enums import FailureCode, FailureStage, Liveness, Side
+from kv_core.contract.failures import Failure
+from kv_core.protocol import messages as msg
+from kv_core.protocol.effects import Disconnect, Effect, Resolve, Unwatch, Watch
+from kv_core.protocol.handshake import LayoutRules
+from kv_core.protocol.lifecycle import Event, Phase
+from kv_core.protocol.liveness import PeerLiveness
+from kv_core.protocol.machine import Identity, Machine
+from kv_core.protocol.nodes import FIRST_RETRY_S, MAX_RETRY_S, Node, ProbeResult, Ranks, Route, RouteError
+from kv_core.protocol.peers import Peer, PeerPhase
+from kv_core.protocol.rooms import Room, RoomLink
+
+HELLO_RETRY_S = 0.5
+NODE_IDLE_S = 10.0
+"""How often a prefill instance that nobody asks for is considered for forgetting."""
+MAX_DEAD = 4_096
+"""Instances remembered as lost, so that a stale route to them is not followed."""
+MAX_HELLO_ROOMS = 4_096
+
+
+class Discovery(Machine):
+    """The part of the decode side that comes before a room's first page."""
+
+    def __init__(self, me: Identity, settings: TransferConfig, rules: LayoutRules, first_session: int = 1) -> None:
+        super().__init__(me, settings, rules)
+        self.nodes: dict[str, Node] = {}
+        self._session = first_session
+        self._dead: OrderedDict[str, None] = OrderedDict()
+        self._on_timer |= {"hello": self._greet, "resolve": self._resolve, "node": self._forget_idle_node}
+
+    # -- routes ----------------------------------------------------------------------------------------------------
+
+    def _find_sources(self, room: Room, now: float) -> None:
+        node = self.nodes.get(room.addr)
+        if node is None:
+            settings = self.settings
+            liveness = PeerLiveness(settings.probe_interval_s, settings.suspect_after, settings.dead_after, now)
+            node = self.nodes[room.addr] = Node(room.addr, liveness)
+            self._timers.set(("node", room.addr), now + NODE_IDLE_S)
+        node.waiting[room.life] = room
+        if node.route is not None:
+            self._attach_waiting(node, now)
+        elif not node.resolving and self._timers.get(("resolve", node.addr)) is None:
+            self._resolve(node.addr, now)
+
+    def _resolve(self, addr: str, now: float) -> None:
+        node = self.nodes.get(addr)
+        if node is not None and node.waiting and not node.resolving:
+            node.resolving = True
+            self._effects.append(Resolve(addr))
+
+    def on_route(self, addr: str, route: Route | RouteError, now: float) -> list[Effect]:
+        """A bootstrap server answered ``Resolve``."""
+        node = self.nodes.get(addr)
+        if node is not None:
+            node.resolving = False
+            if isinstance(route, RouteError):
+                self._no_route(node, route, now)
+            else:
+                node.route = route
+                node.error = ""
+                if not node.watched:
+                    node.watched = True
+                    self._effects.append(Watch(addr))
+                self._attach_waiting(node, now)
+        return self._settle(now)
+
+    def _no_route(self, node: Node, error: RouteError, now: float) -> None:
+        node.error = error.message
+        for room in list(node.waiting.values()):
+            room.last_error = error.message
+            if error.fatal:
+                self._fail(
+                    room, FailureCode.INCOMPATIBLE, error.message, Side.BOOTSTRAP, now=now, stage=FailureStage.BOOTSTRAP
+                )
+        self._resolve_later(node, now)
+
+    def _resolve_later(self, node: Node, now: float) -> None:
+        if node.waiting:
+            self._timers.set(("resolve", node.addr), now + node.retry_s)
+            node.retry_s = min(2 * node.retry_s, MAX_RETRY_S)
+
+    def _attach_waiting(self, node: Node, now: float) -> None:
+        for room in list(node.waiting.values()):
+            if node.route is None:
+                break
+            self._attach(node, node.route, room, now)
+        if node.waiting and node.route is None:
+            self._resolve_later(node, now)
+        elif not node.waiting:
+            node.retry_s = FIRST_RETRY_S
+
+    def _attach(self, node: Node, route: Route, room: Room, now: float) -> None:
+        """Link a room to the ranks that must send to it."""
+        try:
+            sources = self.rules.sources(route.sizes, room.dp_rank)
+            addresses = [route.ranks[ranks] for ranks in sources.required]
+        except (ValueError, KeyError) as error:
+            text = f"the prefill instance at {node.addr} can't serve this decode rank: {error}"
+            self._fail(room, FailureCode.INCOMPATIBLE, text, Side.UNKNOWN, now=now, stage=FailureStage.HANDSHAKE)
+            return
+        if any(address.instance_id in self._dead for address in addresses):
+            # The server still names a process that we lost: wait until its successor has registered.
+            room.last_error = f"the bootstrap server at {node.addr} still names a prefill process that is lost"
+            node.route = None
+            return
+        del node.waiting[room.life]
+        room.destinations = sources.destinations
+        for address in addresses:
+            peer = self.peers.get(address.instance_id)
+            if peer is None:
+                self._session += 1
+                peer = self._new_peer(address.instance_id, self._session, address.endpoint, now)
+                peer.phase, peer.addr = PeerPhase.GREETING, node.addr
+                peer.awaiting[room.life] = room
+                self._greet(peer, now)
+            link = RoomLink(room, peer, room.life)
+            room.links[(peer.name, room.life)] = link
+            peer.rooms[room.life] = link
+            if peer.phase is PeerPhase.GREETING or peer.liveness.state is Liveness.SUSPECT:
+                peer.awaiting[room.life] = room
+        self._check_ready(room, now)
+
+    def _check_ready(self, room: Room, now: float) -> None:
+        if (
+            room.phase is Phase.OPEN
+            and room.links
+            and not any(room.life in k.peer.awaiting for k in room.links.values())
+        ):
+            self._apply(room, Event.PEERS_KNOWN, now)
+
+    def _recheck_waiting(self, peer: Peer, now: float) -> None:
+        waiting = list(peer.awaiting.values())
+        peer.awaiting.clear()
+        for room in waiting:
+            self._check_ready(room, now)
+
+    def _leave_queues(self, room: Room) -> None:
+        node = self.nodes.get(room.addr)
+        if node is not None:
+            node.waiting.pop(room.life, None)
+        for link in room.links.values():
+            link.peer.awaiting.pop(room.life, None)
+
+    # -- greeting --------------------------------------------------------------------------------------------------
+
+    def _greet(self, peer: Peer, now: float) -> None:
+        if peer.phase is not PeerPhase.GREETING:
+            return
+        if not peer.awaiting:
+            peer.phase = PeerPhase.GONE
+            del self.peers[peer.name]
+            if not self._at(peer.endpoint):
+                self._effects.append(Disconnect(peer.endpoint))
+            return
+        numbers = [room.number for room in peer.awaiting.values()][:MAX_HELLO_ROOMS]
+        peer.told_rooms.update(numbers)
+        hello = msg.Hello(**self._header(peer), introduction=self.me.introduction, rooms=numbers)
+        self._send(peer, hello)
+        self._timers.set(("hello", peer), now + HELLO_RETRY_S)
+
+    def _refused(self, peer: Peer, failure: Failure, now: float) -> None:
+        untold = [room.number for room in peer.awaiting.values() if room.number not in peer.told_rooms]
+        if untold:  # prefill fails its rooms by the numbers in the Hello that it refuses
+            header = self._header(peer)
+            hello = msg.Hello(**header, introduction=self.me.introduction, rooms=untold[:MAX_HELLO_ROOMS])
+            self._send(peer, hello)
+        self._drop_peer(peer, failure.code, f"refused the handshake: {failure.message}", now, failure=failure)
+        self._dead.pop(peer.name, None)  # it lives, and may be configured anew
+
+    def _peer_gone(self, peer: Peer, links: list[RoomLink], now: float) -> None:
+        self._dead[peer.name] = None
+        while len(self._dead) > MAX_DEAD:
+            self._dead.popitem(last=False)
+        for node in self.nodes.values():
+            if node.route is not None and any(a.instance_id == peer.name for a in node.route.ranks.values()):
+                node.route = None
+
+    def _answer_stranger(self, packet: msg.Packet) -> None:
+        self._dead.pop(packet.sender, None)  # it lives, after all
+        super()._answer_stranger(packet)
+
+    # -- health of prefill instances -------------------------------------------------------------------------------
+
+    def on_probe(self, addr: str, result: ProbeResult, now: float) -> list[Effect]:
+        """A health probe of a bootstrap server ended."""
+        node = self.nodes.get(addr)
+        if node is None:
+            return self._settle(now)
+        if result.instances is not None:
+            node.liveness.life(now)
+            if node.route is not None and _replaced(node.route, dict(result.instances)):
+                node.route = None
+            return self._settle(now)
+        node.error = result.error
+        # A refused connection is news, silence is not: two refusals weigh as much as all the misses that silence needs.
+        for _ in range((self.settings.dead_after + 1) // 2 if result.refused else 1):
+            node.liveness.miss()
+        if node.liveness.state is Liveness.DEAD:
+            self._node_failed(node, now)
+        return self._settle(now)
+
+    def _node_failed(self, node: Node, now: float) -> None:
+        """The instance's bootstrap server is dead: rooms that still depend on it fail. Sessions with its ranks go on:
+        those have their own probes, and the server may be all that died.
+        """
+        text = (
+            f"the bootstrap server at {node.addr} answered none of the last {node.liveness.misses} probes: {node.error}"
+        )
+        for room in list(node.waiting.values()):
+            self._fail(
+                room, FailureCode.PEER_LOST, text, Side.BOOTSTRAP, now=now, stage=FailureStage.BOOTSTRAP, retryable=True
+            )
+        self._forget_node(node)
+
+    def _forget_idle_node(self, addr: str, now: float) -> None:
+        node = self.nodes.get(addr)
+        if node is None:
+            return
+        if node.waiting or node.resolving or any(peer.addr == addr for peer in self.peers.values()):
+            self._timers.set(("node", addr), now + NODE_IDLE_S)
+        else:
+            self._forget_node(node)
+
+    def _forget_node(self, node: Node) -> None:
+        del self.nodes[node.addr]
+        self._timers.cancel(("node", node.addr))
+        self._timers.cancel(("resolve", node.addr))
+        if node.watched:
+            self._effects.append(Unwatch(node.addr))
+
+
+def _replaced(route: Route, instances: dict[Ranks, str]) -> bool:
+    return any(
+        instances.get(ranks, address.instance_id) != address.instance_id for ranks, address in route.ranks.items()
+    )

@@ -1,0 +1,314 @@
+"""What ranks say to each other: packets (one ZeroMQ frame each) and the messages that data packets carry.
+
+Wire format: msgpack by msgspec, structs as arrays that begin with their tag, so that fields may be appended and older
+readers ignore them; the handshake fields are a map. Integers are bounded by their types, byte strings by the codec's
+limit on the whole packet.
+
+Hello, Welcome, Refuse, Reset, Bye, Ping and Pong are datagrams: they may be lost or doubled. ``Data`` carries numbered
+messages, which ``protocol.link`` delivers exactly once and in order for as long as a session lasts.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, TypeAlias, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from kv_core.contract.config import MAX_ROOM
+from kv_core.contract.enums import FailureCode, FailureStage, Side
+from kv_core.contract.failures import Failure, MessageError
+
+_E = TypeVar("_E", bound=Enum)
+
+PROTOCOL_VERSION = 1
+"""Raised when an older reader could misunderstand a packet; added fields do not raise it."""
+
+Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=128)]
+Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=4_000)]
+RoomNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_ROOM)]
+Life: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_ROOM)]
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_ROOM)]
+Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+
+
+class WireFailure(msgspec.Struct, array_like=True, frozen=True):
+    """A ``Failure`` as it travels: plain strings, so that a newer peer's codes do not make the message undecodable."""
+
+    stage: Name
+    code: Name
+    message: Text
+    side: Name
+    retryable: bool
+    origin: Text
+    peer: Text
+
+    @classmethod
+    def of(cls, failure: Failure) -> WireFailure:
+        """The failure, with its texts cut to what the wire takes."""
+        return cls(
+            failure.stage.value, failure.code.value, failure.message[:4_000], failure.side.value, failure.retryable,
+            failure.origin[:4_000], failure.peer[:4_000],
+        )  # fmt: skip
+
+    def failure(self) -> Failure:
+        """The failure as the receiving side reports it: the other side's own abort is a remote one here."""
+        code = _member(FailureCode, self.code, FailureCode.TRANSPORT_ERROR)
+        if code is FailureCode.ABORTED_LOCAL:
+            code = FailureCode.ABORTED_REMOTE
+        return Failure(
+            _member(FailureStage, self.stage, FailureStage.TRANSFER), code, self.message,
+            _member(Side, self.side, Side.UNKNOWN), self.retryable, self.origin, self.peer,
+        )  # fmt: skip
+
+
+def _member(kind: type[_E], value: str, default: _E) -> _E:
+    try:
+        return kind(value)
+    except ValueError:
+        return default
+
+
+class WireIndices(msgspec.Struct, array_like=True, frozen=True):
+    """``count`` item indices, little-endian, 4 or 8 bytes each."""
+
+    count: Count
+    data: bytes
+
+    @classmethod
+    def of(cls, indices: npt.NDArray[np.uint64]) -> WireIndices:
+        """Pack uint64 indices, in 4 bytes each where they fit."""
+        small = indices.size == 0 or int(indices.max()) < 2**32
+        return cls(int(indices.size), indices.astype("<u4" if small else "<u8").tobytes())
+
+    def array(self) -> npt.NDArray[np.uint64]:
+        """The indices. Raises ``MessageError`` if count and length disagree."""
+        width = len(self.data) // self.count if self.count else 0
+        if len(self.data) != width * self.count or (self.count and width not in (4, 8)):
+            raise MessageError(f"{self.count} indices can't take {len(self.data)} bytes: 4 or 8 bytes each expected")
+        return np.frombuffer(self.data, "<u4" if width == 4 else "<u8").astype(np.uint64)
+
+
+class _Message(msgspec.Struct, array_like=True, frozen=True, tag=str.lower):
+    pass
+
+
+# -- decode to prefill ---------------------------------------------------------------------------------------------
+
+
+class Announce(_Message, frozen=True):
+    """Decode has opened this room and queues for pages; renewed by ``Lease``."""
+
+    room: RoomNumber
+    life: Life
+
+
+class Metadata(_Message, frozen=True):
+    """Decode names its pages: from now on they may be written. ``destinations``: how many decode ranks name pages."""
+
+    room: RoomNumber
+    life: Life
+    kv: WireIndices
+    states: dict[Name, WireIndices]
+    aux_index: Count | None
+    decode_prefix_len: Count
+    destinations: Annotated[int, msgspec.Meta(ge=1, le=65_536)]
+
+
+class Abort(_Message, frozen=True):
+    """Decode gives up this room; prefill answers ``Quiesced`` once none of its writes can land any more."""
+
+    room: RoomNumber
+    life: Life
+    failure: WireFailure
+
+
+class Concluded(_Message, frozen=True):
+    """Decode's verdict on a ``Done`` room: None is Success."""
+
+    room: RoomNumber
+    life: Life
+    failure: WireFailure | None
+
+
+class Lease(_Message, frozen=True):
+    """The sender still holds these rooms of its own lives (decode: queued ones; prefill: bound ones, by decode's life)."""
+
+    lives: list[Life]
+
+
+# -- prefill to decode: ``life`` is always the decode side's, so that a message of an old life finds nobody ---------
+
+
+class Bound(_Message, frozen=True):
+    """Prefill's room of life ``source_life`` took the decode side's pages; bytes may move from now on."""
+
+    room: RoomNumber
+    life: Life
+    source_life: Life
+
+
+class ChunkDigest(msgspec.Struct, array_like=True, frozen=True):
+    """xxh3-64 over the bytes of one chunk in plan order: pages ``start`` to ``start + count`` on layers [first, stop)."""
+
+    start: Count
+    count: Count
+    first_layer: int
+    stop_layer: int
+    states: dict[Name, tuple[int, int]]
+    aux: bool
+    digest: int
+
+
+class Done(_Message, frozen=True):
+    """Every byte of the room has landed, and none of it is outstanding."""
+
+    room: RoomNumber
+    life: Life
+    source_life: Life
+    pages: Count
+    nbytes: Count
+    wire_seconds: Seconds
+    latency_source: Name
+    chunks: Count
+    digests: list[ChunkDigest]
+    aux_rows: list[bytes]
+
+
+class Failed(_Message, frozen=True):
+    """Prefill's side of the room failed. ``quiescent``: nothing can land any more; else ``Quiesced`` follows."""
+
+    room: RoomNumber
+    life: Life
+    failure: WireFailure
+    quiescent: bool
+
+
+class Quiesced(_Message, frozen=True):
+    """No write of this room's life can land any more."""
+
+    room: RoomNumber
+    life: Life
+
+
+class SessionQuiesced(_Message, frozen=True):
+    """No write of any earlier session between the two processes, up to and including this one, can land any more."""
+
+    session: Count
+
+
+Message: TypeAlias = (
+    Announce | Metadata | Abort | Concluded | Lease | Bound | Done | Failed | Quiesced | SessionQuiesced
+)
+
+
+# -- packets -------------------------------------------------------------------------------------------------------
+
+
+class _Packet(msgspec.Struct, array_like=True, frozen=True, tag=str.lower, kw_only=True):
+    """Who speaks, to whom (instance ids), and in which session (minted by the decode side, growing)."""
+
+    version: int = PROTOCOL_VERSION
+    sender: Name
+    receiver: Name
+    session: Count
+
+
+class Introduction(msgspec.Struct, frozen=True):
+    """What both sides tell in the handshake: named fields to compare, memory layout, transport descriptor, process."""
+
+    fields: dict[str, str | int]
+    layout: dict[str, object]
+    descriptor: bytes
+    endpoint: Name
+    label: Text = ""
+    process: dict[str, str | int] = {}
+
+
+class Hello(_Packet, frozen=True):
+    """Decode asks for a session. ``rooms``: those that wait for the answer, to be failed by a refusal."""
+
+    introduction: Introduction
+    rooms: list[RoomNumber]
+
+
+class Welcome(_Packet, frozen=True):
+    """Prefill takes the session."""
+
+    introduction: Introduction
+
+
+class Refuse(_Packet, frozen=True):
+    """Prefill refuses the session; the failure's message lists every differing field with both values."""
+
+    failure: WireFailure
+
+
+class Reset(_Packet, frozen=True):
+    """``about``, whom the receiver of this packet addressed in this session, does not have the session (any more), or
+    does not live at the sender's address (any more).
+    """
+
+    about: Name
+
+
+class Bye(_Packet, frozen=True):
+    """The sender closes. ``quiescent``: none of its writes can land any more."""
+
+    quiescent: bool
+
+
+class Ping(_Packet, frozen=True):
+    """Are you there? ``number`` comes back in the Pong; ``endpoint`` is where a stranger sends his Reset."""
+
+    number: Count
+    ack: Count
+    endpoint: Name
+
+
+class Pong(_Packet, frozen=True):
+    """Here. ``stalled_s``: how long the sender's transfer thread has not moved although it had work."""
+
+    number: Count
+    ack: Count
+    stalled_s: Seconds
+
+
+class Data(_Packet, frozen=True):
+    """Messages numbered ``seq``, ``seq + 1``, ...; ``ack``: all numbers up to it have been received in order."""
+
+    seq: Count
+    ack: Count
+    messages: list[Message]
+
+
+Packet: TypeAlias = Hello | Welcome | Refuse | Reset | Bye | Ping | Pong | Data
+
+
+class Codec:
+    """Packets to bytes and back, with a limit on the length. Not thread-safe: one for each thread."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max = max_bytes
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[Packet] = msgspec.msgpack.Decoder(Packet)
+
+    def encode(self, packet: Packet) -> bytes:
+        """The packet's bytes. Raises ``MessageError`` if they exceed the limit."""
+        data = self._encoder.encode(packet)
+        if len(data) > self._max:
+            raise MessageError(
+                f"a {type(packet).__name__} of {len(data)} bytes exceeds TransferConfig.max_message_bytes ({self._max})"
+            )
+        return data
+
+    def decode(self, data: bytes | memoryview) -> Packet:
+        """The packet. Raises ``MessageError`` for anything that is none, whatever the bytes are."""
+        if len(data) > self._max:
+            raise MessageError(f"{len(data)} bytes exceed TransferConfig.max_message_bytes ({self._max})")
+        try:
+            return self._decoder.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise MessageError(f"{len(data)} bytes that are no packet of this protocol: {error}") from error

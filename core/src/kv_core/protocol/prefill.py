@@ -1,0 +1,584 @@
+"""The prefill side: takes the pages that decode names, hands chunks to the transfer queues, and says when all landed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kv_core.contract.config import TransferConfig
+from kv_core.contract.enums import DigestMode, FailureCode, FailureStage, Side
+from kv_core.contract.failures import Failure, MessageError
+from kv_core.contract.interfaces import Ready
+from kv_core.contract.records import KVTransferMetric, RoomEventKind
+from kv_core.protocol import messages as msg
+from kv_core.protocol.chunks import ChunkResult, TransferKVChunk
+from kv_core.protocol.effects import AddPeer, Effect, SendPacket, SubmitChunk
+from kv_core.protocol.handshake import Difference, LayoutRules, PeerLayout, differences, refusal
+from kv_core.protocol.inbox import Early, Inbox, Tombstones
+from kv_core.protocol.lifecycle import Action, Event, Phase
+from kv_core.protocol.machine import ENDPOINT, Identity, Machine
+from kv_core.protocol.peers import Peer, PeerPhase
+from kv_core.protocol.rooms import U64, PendingChunk, Room, RoomLink
+
+INBOX_MESSAGES = 8
+"""The inbox holds as many bytes as this many messages of the greatest length."""
+
+
+class PrefillMachine(Machine):
+    """Machine of a prefill rank. See ``Machine`` for the rules of calling it."""
+
+    def __init__(self, me: Identity, settings: TransferConfig, rules: LayoutRules) -> None:
+        super().__init__(me, settings, rules)
+        self._inbox = Inbox(settings.max_inbox, INBOX_MESSAGES * settings.max_message_bytes)
+        self._stones = Tombstones(settings.max_tombstones)
+        self._old: dict[str, set[RoomLink]] = {}  # links of ended sessions that are still outstanding, by instance
+        self._actions |= {Action.BIND: self._bind, Action.DONE: self._say_done, Action.DRAIN: self._drain}
+        self._on_timer |= {"early": self._early_expired, "stones": self._expire_stones}
+        self._on_message |= {
+            msg.Announce: self._on_announce, msg.Metadata: self._on_metadata, msg.Abort: self._on_abort,
+            msg.Concluded: self._on_concluded, msg.Lease: self._on_lease,
+        }  # fmt: skip
+
+    # -- engine calls ----------------------------------------------------------------------------------------------
+
+    def open(self, number: object, addr: str, now: float) -> tuple[Room, list[Effect]]:
+        """Open a room; what decode said of it before is taken up now."""
+        room = self._open(number, addr, now)
+        if room.listed:
+            stone = self._stones.take(room.number, remote=True)
+            self._stones.drop(room.number)  # our own ending of an earlier request of this number is no news to us
+            early = self._inbox.take_room(room.number)
+            if stone is not None and not early:
+                self._fail_with(room, stone, now)
+                self._stones.drop(room.number)
+            for news in early:
+                self._timers.cancel(("early", (news.peer, news.life)))
+                self._adopt(room, news, now)
+        return room, self._settle(now)
+
+    def init(self, room: Room, num_kv_indices: int, aux_index: int | None, now: float) -> list[Effect]:
+        """The engine announces how much it will send."""
+        if room.ended:
+            self.counters["ignored_init"] += 1
+        elif room.expected is not None:
+            self._invalid(room, f"init() was called twice (first with {room.expected} pages)", now)
+        else:
+            room.expected = num_kv_indices
+            room.aux_index = aux_index
+            room.coverage = self.rules.coverage(num_kv_indices)
+            if room.phase is not Phase.OPEN:
+                self._check_counts(room, now)
+        return self._settle(now)
+
+    def send(
+        self, room: Room, local: U64, states: dict[str, U64], layers: range | None, ready: Ready | None, now: float
+    ) -> list[Effect]:
+        """The engine hands over a chunk."""
+        if room.ended:
+            self.counters["ignored_sends"] += 1
+        elif room.expected is None:
+            self._invalid(room, "send() came before init(): announce the number of pages first", now)
+        elif room.complete:
+            self._invalid(room, f"send() came after all {room.expected} announced pages had been sent", now)
+        elif local.size or states or room.expected == 0:
+            self._take_chunk(room, local, states, layers, ready, now)
+        return self._settle(now)
+
+    def _take_chunk(
+        self, room: Room, local: U64, states: dict[str, U64], layers: range | None, ready: Ready | None, now: float
+    ) -> None:
+        try:
+            start = room.coverage.advance(int(local.size), layers)
+        except ValueError as error:
+            self._invalid(room, f"send(): {error}", now)
+            return
+        placed = {}
+        for pool, items in states.items():
+            placed[pool] = (room.sent_states.get(pool, 0), items)
+            room.sent_states[pool] = placed[pool][0] + int(items.size)
+        room.complete = bool(room.coverage.complete)
+        room.chunks += 1
+        chunk = PendingChunk(start, local, placed, layers, ready, room.complete)
+        if room.phase is Phase.OPEN:
+            room.waiting.append(chunk)
+        else:
+            self._dispatch(room, chunk, now)
+
+    def _invalid(self, room: Room, message: str, now: float, side: Side = Side.PREFILL) -> None:
+        self._fail(room, FailureCode.INVALID_REQUEST, message, side, now=now)
+
+    # -- chunks ----------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, room: Room, chunk: PendingChunk, now: float) -> None:
+        problem = self._misfit(room, chunk)
+        if problem:
+            self._invalid(room, problem, now)
+            return
+        digest = self._digests(room)
+        for link in room.links.values():
+            assert link.pages is not None, "a bound link has pages"
+            states = {
+                pool: (start, items, link.states[pool][start : start + items.size])
+                for pool, (start, items) in chunk.states.items()
+            }
+            aux = None
+            if chunk.last and link.aux_index is not None and room.aux_index is not None:
+                aux = (room.aux_index, link.aux_index)
+            remote = link.pages[chunk.start : chunk.start + chunk.local.size]
+            room.unfinished += 1
+            self._effects.append(
+                SubmitChunk(
+                    TransferKVChunk(
+                        room, link, link.peer.key, chunk.start, chunk.local, remote, chunk.layers, states, aux,
+                        chunk.ready, digest,
+                    )
+                )
+            )  # fmt: skip
+
+    @staticmethod
+    def _misfit(room: Room, chunk: PendingChunk) -> str | None:
+        for link in room.links.values():
+            for pool, (start, items) in chunk.states.items():
+                named = link.states.get(pool)
+                if named is None or start + items.size > named.size:
+                    count = 0 if named is None else named.size
+                    return f"send(): {start + items.size} items of state {pool!r}, but decode named {count}"
+            if chunk.last:
+                for pool, named in link.states.items():
+                    if room.sent_states.get(pool, 0) != named.size:
+                        sent = room.sent_states.get(pool, 0)
+                        return (
+                            f"all pages were sent, but {sent} of {named.size} items of state {pool!r} that decode named"
+                        )
+                if link.aux_index is not None and room.aux_index is None:
+                    return "decode expects an auxiliary row, but init() was given no aux_index"
+        return None
+
+    def _digests(self, room: Room) -> bool:
+        if self.settings.digest is not DigestMode.SAMPLED:
+            return self.settings.digest is DigestMode.ALL
+        spread = (room.number * 0x9E3779B97F4A7C15 >> 32) & 0xFFFFFFFF  # Fibonacci hashing: room numbers may be regular
+        return spread % self.settings.digest_sample == 0
+
+    def claim_chunk(self, chunk: TransferKVChunk, now: float) -> tuple[bool, list[Effect]]:
+        """May the chunk be posted? From a yes on it counts as outstanding until it is reported quiescent."""
+        room, link = chunk.room, chunk.link
+        if room.ended or link.peer.phase is PeerPhase.GONE:
+            return False, self._settle(now)
+        chunk.claimed = True
+        link.outstanding += 1
+        room.last_move = now
+        if room.phase is Phase.READY:
+            self._apply(room, Event.STARTED, now)
+            self._set_deadline(room, now + self.settings.transferring_timeout_s)
+        self._tell(room, RoomEventKind.CHUNK_POSTED, now)
+        return True, self._settle(now)
+
+    def chunk_landed(self, chunk: TransferKVChunk, result: ChunkResult, now: float) -> list[Effect]:
+        """Every byte of the chunk is visible at the other side; it is quiescent."""
+        room, link = chunk.room, chunk.link
+        chunk.settled = True
+        room.unfinished -= 1
+        if not room.ended:
+            room.clock.add(result.started, result.stopped)
+            room.latency_source = result.latency_source
+            room.nbytes += result.nbytes
+            room.last_move = now
+            if result.digest is not None:
+                link.digests.append(result.digest)
+            link.aux_rows.extend(result.aux_rows)
+            if link.peer.phase is PeerPhase.READY:
+                self._sign_of_life(link.peer, now)
+        self._one_quiescent(link, now)
+        if room.complete and not room.unfinished and not room.waiting and not room.ended:
+            self._apply(room, Event.LANDED, now)
+        return self._settle(now)
+
+    def chunk_failed(self, chunk: TransferKVChunk, message: str, now: float, *, quiescent: bool) -> list[Effect]:
+        """The chunk failed. Unless quiescent it stays outstanding until ``chunk_quiescent``."""
+        chunk.settled = True
+        self._fail(
+            chunk.room, FailureCode.TRANSPORT_ERROR, message, Side.FABRIC, now=now, stage=FailureStage.TRANSFER,
+            retryable=True, peer=chunk.link.peer,
+        )  # fmt: skip
+        if quiescent:
+            self._one_quiescent(chunk.link, now)
+        return self._settle(now)
+
+    def chunk_quiescent(self, chunk: TransferKVChunk, now: float) -> list[Effect]:
+        """No byte of a failed or abandoned chunk can move any more."""
+        self._one_quiescent(chunk.link, now)
+        return self._settle(now)
+
+    def _one_quiescent(self, link: RoomLink, now: float) -> None:
+        link.outstanding -= 1
+        if link.outstanding == 0 and link.room.ended:
+            self._link_quiet(link, now)
+
+    def _link_quiet(self, link: RoomLink, now: float) -> None:
+        peer = link.peer
+        peer.rooms.pop(link.life, None)
+        if link.owes_quiesced:
+            link.owes_quiesced = False
+            self._push(peer, msg.Quiesced(link.room.number, link.life))
+        old = self._old.get(peer.name)
+        if old is not None:
+            old.discard(link)
+            if not old:
+                del self._old[peer.name]
+                self._say_session_quiesced(self.peers.get(peer.name))
+        self._settle_room(link.room, now)
+
+    def _say_session_quiesced(self, peer: Peer | None) -> None:
+        if peer is not None and peer.phase is PeerPhase.READY:
+            self._push(peer, msg.SessionQuiesced(peer.session - 1))
+
+    # -- actions ---------------------------------------------------------------------------------------------------
+
+    def _bind(self, room: Room, now: float) -> None:
+        room.bootstrapped_at = room.bound_at = now
+        for key, link in list(room.links.items()):
+            if link.pages is None:  # announced, but not among the destinations
+                del room.links[key]
+                link.peer.rooms.pop(link.life, None)
+                self._say_failed(link.peer, room.number, link.life, _taken(room, self.me.label))
+        for link in room.links.values():
+            room.decode_prefix_len = max(room.decode_prefix_len, link.prefix_len)
+            self._push(link.peer, msg.Bound(room.number, link.life, room.life))
+        self._set_deadline(room, now + self.settings.waiting_timeout_s)
+        if self._check_counts(room, now):
+            waiting, room.waiting = room.waiting, []
+            for chunk in waiting:
+                if not room.ended:
+                    self._dispatch(room, chunk, now)
+
+    def _check_counts(self, room: Room, now: float) -> bool:
+        if room.expected is None:
+            return True
+        for link in room.links.values():
+            assert link.pages is not None, "a bound link has pages"
+            if link.pages.size != room.expected:
+                self._invalid(
+                    room,
+                    f"prefill announced {room.expected} pages, decode named {link.pages.size} (its decode_prefix_len is "
+                    f"{link.prefix_len}): init() takes the pages after the prefix", now,
+                )  # fmt: skip
+                return False
+        return True
+
+    def _say_done(self, room: Room, now: float) -> None:
+        self._set_deadline(room, now + self.settings.transferring_timeout_s)
+        for link in room.links.values():
+            done = msg.Done(
+                room.number, link.life, room.life, room.expected or 0, room.nbytes, room.clock.seconds,
+                room.latency_source, room.chunks, link.digests, link.aux_rows,
+            )  # fmt: skip
+            self._push(link.peer, done)
+
+    def _drain(self, room: Room, now: float) -> None:
+        room.waiting.clear()
+        failure = room.failure
+        assert failure is not None, "a failed room has a failure"
+        if not room.links:
+            self._bury(room.number, failure, now, remote=False)
+        for link in list(room.links.values()):
+            if link.peer.phase is PeerPhase.GONE:
+                continue
+            if not link.told:
+                self._say_failed(link.peer, room.number, link.life, failure, quiescent=not link.outstanding)
+            if link.outstanding:
+                link.owes_quiesced = True
+            else:
+                link.peer.rooms.pop(link.life, None)
+
+    def _report(self, room: Room, now: float) -> None:
+        super()._report(room, now)
+        if room.phase is Phase.SUCCESS:
+            for link in room.links.values():
+                link.peer.rooms.pop(link.life, None)
+
+    def _metric(self, room: Room, now: float) -> KVTransferMetric:
+        bound = room.bound_at if room.bound_at is not None else now
+        return KVTransferMetric(
+            transfer_latency_s=room.clock.seconds, transfer_total_bytes=room.nbytes,
+            alloc_latency_s=bound - room.opened_at, bootstrap_latency_s=bound - room.opened_at,
+            queue_latency_s=max(0.0, room.clock.first - bound) if room.clock.first is not None else None,
+            total_latency_s=now - room.opened_at, chunks=room.chunks, latency_source=room.latency_source,
+        )  # fmt: skip
+
+    def _say_failed(self, peer: Peer, number: int, life: int, failure: Failure, *, quiescent: bool = True) -> None:
+        self._push(peer, msg.Failed(number, life, msg.WireFailure.of(failure), quiescent))
+
+    def _bury(self, number: int, failure: Failure, now: float, *, remote: bool) -> None:
+        self._stones.put(number, failure, now + self.settings.bootstrap_timeout_s, remote=remote)
+        if self._timers.get(("stones", 0)) is None:
+            self._timers.set(("stones", 0), now + self.settings.bootstrap_timeout_s)
+
+    def _expire_stones(self, key: int, now: float) -> None:
+        self._stones.expire(now)
+        if len(self._stones):
+            self._timers.set(("stones", key), now + self.settings.bootstrap_timeout_s / 4)
+
+    # -- messages --------------------------------------------------------------------------------------------------
+
+    def _on_announce(self, peer: Peer, message: msg.Announce, now: float) -> None:
+        self._on_early(Early(message.room, peer, message.life, None, now + self.settings.lease_s), now)
+
+    def _on_metadata(self, peer: Peer, message: msg.Metadata, now: float) -> None:
+        early = Early(message.room, peer, message.life, message, now + self.settings.waiting_timeout_s)
+        link = peer.rooms.get(message.life)
+        if link is not None and not link.room.ended and link.pages is None:
+            self._adopt(link.room, early, now)
+        elif link is None:
+            self._on_early(early, now)
+        else:
+            self.counters["stale_messages"] += 1
+
+    def _on_early(self, early: Early, now: float) -> None:
+        """News of a life that no open room here knows yet."""
+        stone = self._stones.take(early.number, remote=False)
+        self._stones.drop(early.number)  # decode began this number anew: what it ended before is over
+        room = self.table.get(early.number)
+        if stone is not None:
+            self._say_failed(early.peer, early.number, early.life, stone)
+        elif room is not None and not room.ended:
+            if room.phase is Phase.OPEN:
+                self._adopt(room, early, now)
+            else:
+                self._say_failed(early.peer, early.number, early.life, _taken(room, self.me.label))
+        elif self._inbox.put(early):
+            self._timers.set(("early", (early.peer, early.life)), early.expires)
+        else:
+            self._say_failed(
+                early.peer, early.number, early.life,
+                Failure(
+                    FailureStage.QUEUED, FailureCode.OVERLOADED,
+                    f"{len(self._inbox)} rooms wait here to be opened, TransferConfig.max_inbox allows no more",
+                    Side.PREFILL, True, self.me.label,
+                ),
+            )  # fmt: skip
+
+    def _adopt(self, room: Room, early: Early, now: float) -> None:
+        """Take up what a decode rank said of a room that is open."""
+        key = (early.peer.name, early.life)
+        link = room.links.get(key)
+        if link is None:
+            link = room.links[key] = RoomLink(room, early.peer, early.life)
+            early.peer.rooms[early.life] = link
+        if early.metadata is None:
+            self._set_deadline(room, now + self.settings.lease_s)
+            return
+        problem = self._read_metadata(link, early.metadata)
+        if problem:
+            self._invalid(room, f"decode named pages that can't be: {problem}", now, Side.DECODE)
+            return
+        room.required = early.metadata.destinations
+        if sum(each.pages is not None for each in room.links.values()) >= room.required:
+            self._apply(room, Event.PEERS_KNOWN, now)
+
+    def _read_metadata(self, link: RoomLink, metadata: msg.Metadata) -> str | None:
+        layout = link.peer.layout
+        assert layout is not None, "a peer that is ready has a layout"
+        try:
+            pages = metadata.kv.array()
+            states = {pool: items.array() for pool, items in metadata.states.items()}
+        except MessageError as error:
+            return str(error)
+        rows = np.array([] if metadata.aux_index is None else [metadata.aux_index], np.uint64)
+        for pool, items in {"kv": pages, "aux": rows, **states}.items():
+            problem = self._out_of_bounds(layout, pool, items)
+            if problem:
+                return problem
+        link.pages, link.states, link.aux_index = pages, states, metadata.aux_index
+        link.prefix_len = metadata.decode_prefix_len
+        return None
+
+    def _out_of_bounds(self, layout: PeerLayout, pool: str, items: U64) -> str | None:
+        if items.size > self.settings.max_indices:
+            return f"{items.size} items of pool {pool!r}, TransferConfig.max_indices is {self.settings.max_indices}"
+        bound = layout.num_items(pool)
+        if items.size and (bound is None or int(items.max()) >= bound):
+            return f"item {int(items.max())} of pool {pool!r}, which has {bound or 0} items there"
+        return None
+
+    def _on_abort(self, peer: Peer, message: msg.Abort, now: float) -> None:
+        failure = message.failure.failure()
+        link = peer.rooms.get(message.life)
+        early = self._inbox.pop(peer, message.life)
+        if early is not None:
+            self._timers.cancel(("early", (peer, message.life)))
+            self._bury(message.room, failure, now, remote=True)
+        if link is not None:
+            link.told = True
+            if link.outstanding:
+                link.owes_quiesced = True
+            if not link.room.ended:
+                self._fail_with(link.room, failure, now)
+        if link is None or not link.outstanding:
+            # Messages come in order, so a life that is unknown or idle here can't be written by us any more.
+            self._push(peer, msg.Quiesced(message.room, message.life))
+
+    def _on_concluded(self, peer: Peer, message: msg.Concluded, now: float) -> None:
+        link = peer.rooms.get(message.life)
+        if link is None or link.room.ended:
+            self.counters["stale_messages"] += 1
+            return
+        link.told = True
+        if message.failure is not None:
+            self._fail_with(link.room, message.failure.failure(), now)
+            return
+        link.verdict = True
+        if all(each.verdict for each in link.room.links.values()):
+            self._apply(link.room, Event.AGREED, now)
+
+    def _on_lease(self, peer: Peer, message: msg.Lease, now: float) -> None:
+        expires = now + self.settings.lease_s
+        for life in message.lives:
+            link = peer.rooms.get(life)
+            early = self._inbox.get(peer, life)
+            if link is not None and link.room.phase is Phase.OPEN:
+                self._set_deadline(link.room, expires)
+            elif early is not None and early.metadata is None:
+                self._timers.set(("early", (peer, life)), expires)
+
+    # -- time and peers --------------------------------------------------------------------------------------------
+
+    def _early_expired(self, key: tuple[Peer, int], now: float) -> None:
+        early = self._inbox.pop(*key)
+        if early is None:
+            return
+        self.counters["early_expired"] += 1
+        text = f"the prefill engine did not open the room within waiting_timeout_s={self.settings.waiting_timeout_s:g}"
+        failure = Failure(FailureStage.QUEUED, FailureCode.UNKNOWN_ROOM, text, Side.PREFILL, True, self.me.label)
+        self._say_failed(early.peer, early.number, early.life, failure)
+
+    def _room_expired(self, life: int, now: float) -> None:
+        room = self.live.get(life)
+        if room is None or room.ended:
+            return
+        settings = self.settings
+        deadline = room.last_move + settings.transferring_timeout_s
+        if room.phase is Phase.MOVING and now < deadline:
+            self._set_deadline(room, deadline)
+            return
+        peers = ", ".join(
+            f"{link.peer} last heard {now - link.peer.liveness.last_life:.1f} s ago" for link in room.links.values()
+        )
+        text, side = {
+            Phase.OPEN: (f"no decode rank asked for the room within bootstrap_timeout_s={settings.bootstrap_timeout_s:g}", Side.DECODE),
+            Phase.READY: (f"the engine sent nothing within waiting_timeout_s={settings.waiting_timeout_s:g}", Side.PREFILL),
+            Phase.MOVING: (f"no chunk moved within transferring_timeout_s={settings.transferring_timeout_s:g}", Side.FABRIC),
+            Phase.CONFIRMING: (f"decode gave no verdict within transferring_timeout_s={settings.transferring_timeout_s:g}", Side.DECODE),
+        }[room.phase]  # fmt: skip
+        if room.phase is Phase.OPEN and room.links:
+            text = f"decode queued for the room, then renewed its lease no more (lease_s={settings.lease_s:g})"
+        text = f"{text} ({now - room.opened_at:.1f} s after opening{'; ' + peers if peers else ''})"
+        self._fail(room, FailureCode.TIMEOUT, text, side, now=now, retryable=True)
+
+    def _renews(self, room: Room) -> bool:
+        return not room.ended and room.phase is not Phase.OPEN
+
+    def _on_hello(self, packet: msg.Hello, now: float) -> None:
+        told = packet.introduction
+        known = self.peers.get(packet.sender)
+        if packet.receiver != self.me.instance_id or not ENDPOINT.fullmatch(told.endpoint):
+            self.counters["misaddressed_hellos"] += 1
+            if ENDPOINT.fullmatch(told.endpoint):
+                reset = msg.Reset(
+                    sender=self.me.instance_id, receiver=packet.sender, session=packet.session, about=packet.receiver
+                )
+                self._effects.append(SendPacket(told.endpoint, reset))
+            return
+        if known is not None and known.session >= packet.session:
+            if known.session == packet.session:
+                self._welcome(known)
+            else:
+                self.counters["stale_packets"] += 1
+            return
+        layout, problem = self._examine(packet)
+        if problem is not None:
+            self._refuse(packet, problem, now)
+            return
+        if known is not None:
+            self._drop_peer(known, FailureCode.PEER_LOST, "began a new session (it had declared this side dead)", now)
+        self._accept(packet, layout, now)
+
+    def _accept(self, packet: msg.Hello, layout: PeerLayout | None, now: float) -> None:
+        told = packet.introduction
+        peer = self._new_peer(packet.sender, packet.session, told.endpoint, now)
+        peer.introduction, peer.layout, peer.label = told, layout, told.label
+        self._effects.append(AddPeer(peer.key, told.descriptor, layout))
+        self._peer_ready(peer, now)
+        self._welcome(peer)
+        if peer.name not in self._old:
+            self._say_session_quiesced(peer)
+
+    def _examine(self, packet: msg.Hello) -> tuple[PeerLayout | None, Failure | None]:
+        told, mine = packet.introduction, self.me.introduction.fields
+        if packet.version != msg.PROTOCOL_VERSION:
+            found = [Difference("protocol_version", str(msg.PROTOCOL_VERSION), str(packet.version))]
+            return None, refusal(found, self.me.role, self.me.label, told.label)
+        if len(self.peers) >= self.settings.max_peers:
+            text = f"{len(self.peers)} decode ranks are connected, TransferConfig.max_peers allows no more"
+            return None, Failure(
+                FailureStage.HANDSHAKE, FailureCode.OVERLOADED, text, Side.PREFILL, True, self.me.label, told.label
+            )
+        found = differences(mine, told.fields)
+        try:
+            layout = self.rules.read(told.layout)
+            found += self.rules.differences(layout, told.fields)
+        except MessageError as error:
+            return None, Failure(
+                FailureStage.HANDSHAKE, FailureCode.INVALID_REQUEST, f"the memory layout that decode sent is wrong: {error}",
+                Side.DECODE, False, self.me.label, told.label,
+            )  # fmt: skip
+        return layout, refusal(found, self.me.role, self.me.label, told.label) if found else None
+
+    def _refuse(self, packet: msg.Hello, failure: Failure, now: float) -> None:
+        self.counters["refused_handshakes"] += 1
+        answer = msg.Refuse(
+            sender=self.me.instance_id, receiver=packet.sender, session=packet.session,
+            failure=msg.WireFailure.of(failure),
+        )  # fmt: skip
+        self._effects.append(SendPacket(packet.introduction.endpoint, answer))
+        for number in packet.rooms:
+            room = self.table.get(number)
+            if room is not None and room.phase is Phase.OPEN and not room.links:
+                self._fail_with(room, failure, now)
+                self._stones.drop(number)
+            elif room is None:
+                self._bury(number, failure, now, remote=True)
+
+    def _welcome(self, peer: Peer) -> None:
+        self._send(peer, msg.Welcome(**self._header(peer), introduction=self.me.introduction))
+
+    def _peer_gone(self, peer: Peer, links: list[RoomLink], now: float) -> None:
+        for early in self._inbox.take_peer(peer):
+            self._timers.cancel(("early", (peer, early.life)))
+        outstanding = {link for link in links if link.outstanding}
+        if outstanding:
+            self._old.setdefault(peer.name, set()).update(outstanding)
+
+    def snapshot(self) -> dict[str, Any]:
+        """See ``Machine.snapshot``; adds what waits for the engine."""
+        outstanding = sum(link.outstanding for room in self.live.values() for link in room.links.values())
+        return super().snapshot() | {
+            "early_rooms": len(self._inbox), "tombstones": len(self._stones), "outstanding_chunks": outstanding,
+            "old_sessions": len(self._old), "leases": len(self._inbox) + sum(
+                1 for room in self.live.values() if room.phase is Phase.OPEN and room.links
+            ),
+        }  # fmt: skip
+
+    def _missing_proof(self, link: RoomLink) -> str:
+        return f"{link.outstanding} chunks to {link.peer} are not quiescent: the transport still owes the proof"
+
+    def _pages(self, room: Room) -> int:
+        return room.expected or 0
+
+
+def _taken(room: Room, label: str) -> Failure:
+    return Failure(
+        FailureStage.QUEUED, FailureCode.DUPLICATE_ROOM,
+        f"room {room.number} is taken by another decode rank: bootstrap_room must be unique", Side.DECODE, False, label,
+    )  # fmt: skip
