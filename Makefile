@@ -20,8 +20,11 @@ BACKEND ?= fake
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 EXAMPLE_ARGS ?=
+SIMULATE_ARGS ?=
+BENCH_ARGS ?=
+LONG_ARGS ?=
 
-.PHONY: help demo test lint format example clean
+.PHONY: help demo test lint format example simulate bench kill-rounds soak fuzz clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | while IFS=$$'\t' read -r target text; do \
@@ -64,7 +67,7 @@ lint: $(STAMPS)/dev ## Formatting, lint, types, import rules, house rules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy $(CHECKED)
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/check_repo.py
 
 format: $(STAMPS)/dev ## Format, and mend what ruff can mend by itself
@@ -73,6 +76,21 @@ format: $(STAMPS)/dev ## Format, and mend what ruff can mend by itself
 
 example: $(STAMPS)/example ## Generate text across two processes with a real model; compare with one process (BACKEND, EXAMPLE_ARGS)
 	$(BIN)/python examples/generate.py --backend $(BACKEND) $(EXAMPLE_ARGS)
+
+simulate: $(STAMPS)/dev ## Run seeded schedules with faults against the protocol, in virtual time (SIMULATE_ARGS)
+	$(BIN)/python -m core.tests.simulator $(SIMULATE_ARGS)
+
+bench: $(STAMPS)/dev ## Measure goodput and the engine thread's time; docs/benchmarks.md explains (BENCH_ARGS)
+	$(BIN)/python -m benchmarks.bench $(BENCH_ARGS)
+
+kill-rounds: $(STAMPS)/dev ## Long: kill prefill and decode in the middle of traffic, again and again (LONG_ARGS)
+	$(BIN)/python -m tests.long.kill_rounds $(LONG_ARGS)
+
+soak: $(STAMPS)/dev ## Long: many rooms through each way to end, then everything has to be back at 0 (LONG_ARGS)
+	$(BIN)/python -m tests.long.soak $(LONG_ARGS)
+
+fuzz: $(STAMPS)/dev ## Long: random messages on each socket and route while good traffic is served (LONG_ARGS)
+	$(BIN)/python -m tests.long.fuzz $(LONG_ARGS)
 
 clean: ## Remove the environment, caches and built distributions
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist core/dist plugins/*/dist
