@@ -1,16 +1,42 @@
-"""Every test here may ask for a ``site`` and for a ``registry`` of its own, blind to the environment's variables."""
+"""Fixtures of the registry's tests."""
 
 from __future__ import annotations
 
+import importlib
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
-from core.tests.registry.support import site
+from core.tests.registry.support import Site
 from kv_core.registry import Registry
-
-__all__ = ["registry", "site"]
 
 
 @pytest.fixture
 def registry() -> Registry:
-    """A registry in which nothing is loaded and nothing is disabled."""
+    """A registry in which nothing is loaded and nothing is disabled, whatever the environment says."""
     return Registry(environ={})
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """An empty site of this test's own."""
+    path = tmp_path / "site"
+    path.mkdir()
+    monkeypatch.syspath_prepend(path)
+    made = Site(path)
+    yield made
+    made.forget()
+    importlib.invalidate_caches()
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """Stands in for the runtime: what ``create_manager`` handed to it, call by call."""
+    calls: list[tuple] = []
+    runtime = types.ModuleType("kv_core.runtime")
+    runtime.create_manager = lambda *given: calls.append(given) or f"manager {len(calls)}"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "kv_core.runtime", runtime)
+    return calls

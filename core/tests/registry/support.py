@@ -9,11 +9,12 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
-
+from kv_core import Buffer, KVArgs, KVPoll, Liveness, PeerEvent, Pool, Role, RoomEvent, RoomEventKind
+from kv_core.contract.memory import KV_POOL
 from kv_core.registry.source import BACKENDS, PLUGINS
 
 _NUMBERS = itertools.count(1)
+ARGS = KVArgs(kv=Pool(KV_POOL, (Buffer(4096, 16, 4),)))
 
 TRANSPORT = """
 from kv_core.contract.enums import ThreadingModel
@@ -141,13 +142,9 @@ def backend_text(
     return "\n".join(textwrap.dedent(part) for part in (before, TRANSPORT, info, change, HOOK, after))
 
 
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """An empty site of this test's own."""
-    path = tmp_path / "site"
-    path.mkdir()
-    monkeypatch.syspath_prepend(path)
-    made = Site(path)
-    yield made
-    made.forget()
-    importlib.invalidate_caches()
+def room_event(time_s: float = 0.0) -> RoomEvent:
+    return RoomEvent(RoomEventKind.OPENED, "good", Role.PREFILL, 17, 1, KVPoll.Bootstrapping, time_s)
+
+
+def peer_event(time_s: float = 0.0) -> PeerEvent:
+    return PeerEvent("good", Role.PREFILL, "decode-0", Liveness.OK, "joined", time_s)
