@@ -27,7 +27,7 @@ class TransferConfig:
             the decode side spoke of the room (prefill). waiting_timeout_s: from there until both sides have named
             their pages. transferring_timeout_s: longest time a room may move bytes without progress.
             draining_timeout_s: how long an ended room waits for outstanding writes before its pages are quarantined.
-            lease_s: how long one sign of interest of the other side keeps a queued room alive.
+            close_timeout_s: how long ``close()`` waits for outstanding writes. lease_s: how long one sign of interest of the other side keeps a queued room alive.
     Liveness
         probe_interval_s between probes; suspect_after / dead_after: missed probes until a peer is suspect / dead.
     Bounds (a typed refusal, code ``overloaded``, at each)
@@ -52,6 +52,7 @@ class TransferConfig:
     waiting_timeout_s: float = 300.0
     transferring_timeout_s: float = 300.0
     draining_timeout_s: float = 30.0
+    close_timeout_s: float = 5.0
     lease_s: float = 30.0
 
     probe_interval_s: float = 1.0
@@ -91,7 +92,7 @@ class TransferConfig:
 
 
 _POSITIVE = (
-    "bootstrap_timeout_s", "waiting_timeout_s", "transferring_timeout_s", "draining_timeout_s", "lease_s",
+    "bootstrap_timeout_s", "waiting_timeout_s", "transferring_timeout_s", "draining_timeout_s", "close_timeout_s", "lease_s",
     "probe_interval_s", "max_rooms", "max_inbox", "max_tombstones", "max_indices", "max_message_bytes", "max_peers",
     "max_batch_descriptors", "window_bytes", "digest_sample",
 )  # fmt: skip

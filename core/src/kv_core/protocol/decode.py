@@ -67,11 +67,6 @@ class DecodeMachine(Discovery):
                 self._apply(room, Event.OFFERED, now)
         return self._settle(now)
 
-    def invalid(self, room: Room, message: str, now: float) -> list[Effect]:
-        """The engine's call can't be carried out."""
-        self._invalid(room, message, now)
-        return self._settle(now)
-
     # -- actions ---------------------------------------------------------------------------------------------------
 
     def _announce(self, room: Room, now: float) -> None:
@@ -150,9 +145,6 @@ class DecodeMachine(Discovery):
             queue_latency_s=None if ready is None or offered is None else offered - ready,
             total_latency_s=now - room.opened_at, chunks=room.chunks, latency_source=room.latency_source,
         )  # fmt: skip
-
-    def _invalid(self, room: Room, message: str, now: float) -> None:
-        self._fail(room, FailureCode.INVALID_REQUEST, message, Side.DECODE, now=now)
 
     # -- messages --------------------------------------------------------------------------------------------------
 

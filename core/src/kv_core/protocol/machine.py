@@ -120,6 +120,14 @@ class Machine:
         self._fail(room, FailureCode.ABORTED_LOCAL, text, Side.of(self.me.role), now=now)
         return self._settle(now)
 
+    def invalid(self, room: Room, message: str, now: float) -> list[Effect]:
+        """Fail a room because the engine's call can't be carried out."""
+        self._invalid(room, message, now)
+        return self._settle(now)
+
+    def _invalid(self, room: Room, message: str, now: float, side: Side | None = None) -> None:
+        self._fail(room, FailureCode.INVALID_REQUEST, message, side or Side.of(self.me.role), now=now)
+
     def clear(self, room: Room, now: float) -> list[Effect]:
         """Drop a room from the table, aborting it if it is live."""
         if not room.ended:

@@ -105,9 +105,6 @@ class PrefillMachine(Machine):
         else:
             self._dispatch(room, chunk, now)
 
-    def _invalid(self, room: Room, message: str, now: float, side: Side = Side.PREFILL) -> None:
-        self._fail(room, FailureCode.INVALID_REQUEST, message, side, now=now)
-
     # -- chunks ----------------------------------------------------------------------------------------------------
 
     def _dispatch(self, room: Room, chunk: PendingChunk, now: float) -> None:

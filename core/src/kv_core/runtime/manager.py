@@ -1,0 +1,190 @@
+"""``CommonKVManager``: one rank's transport, sockets, threads and rooms, for every backend."""
+
+from __future__ import annotations
+
+import threading
+from time import monotonic
+from typing import Any
+
+from kv_core.contract.config import FAKE_BOOTSTRAP_HOST, TransferConfig
+from kv_core.contract.enums import Role
+from kv_core.contract.failures import InvalidConfig, KVCoreError, ManagerClosed
+from kv_core.contract.interfaces import BaseKVManager, BaseKVReceiver, BaseKVSender
+from kv_core.contract.memory import KVArgs
+from kv_core.contract.observers import Observers
+from kv_core.contract.records import BackendRecord
+from kv_core.protocol.decode import DecodeMachine
+from kv_core.protocol.nodes import ProbeResult
+from kv_core.protocol.prefill import PrefillMachine
+from kv_core.protocol.rooms import Room
+from kv_core.runtime.bootstrap.addresses import format_address, parse_address
+from kv_core.runtime.handles import CommonKVReceiver, CommonKVSender, HandleChecks
+from kv_core.runtime.null import NullReceiver, NullSender
+from kv_core.runtime.parts import Parts, assemble
+
+FLUSH_S = 1.0
+"""How long a closing manager gives its last messages to be acknowledged."""
+JOIN_S = 5.0
+
+
+class CommonKVManager(BaseKVManager):
+    """The shared manager. A backend's own manager may derive from it; ``create`` builds either.
+
+    Subclasses may extend ``_on_heartbeat_success`` and ``_handle_node_failure``.
+    """
+
+    sender_class: type[CommonKVSender] = CommonKVSender
+    receiver_class: type[CommonKVReceiver] = CommonKVReceiver
+
+    def __init__(self, record: BackendRecord, role: Role, args: KVArgs, config: TransferConfig, parts: Parts) -> None:
+        self.record = record
+        self.role = role
+        self.kv_args = args
+        self.config = config
+        self._parts = parts
+        self._runner = parts.runner
+        self._machine = parts.machine
+        self._checks = HandleChecks(args, config.max_indices)
+        self._logger = parts.logger
+        self._closing = threading.Lock()
+        self._closed = False
+        self._registered: str | None = None
+        if record.sender is not None and issubclass(record.sender, CommonKVSender):
+            self.sender_class = record.sender
+        if record.receiver is not None and issubclass(record.receiver, CommonKVReceiver):
+            self.receiver_class = record.receiver
+
+    @classmethod
+    def create(
+        cls, record: BackendRecord, role: Role, args: KVArgs, config: TransferConfig, observers: Observers
+    ) -> CommonKVManager:
+        """Register the memory, bind the sockets, start the threads. Undoes all of it if a step fails."""
+        parts = assemble(record, role, args, config, observers)
+        try:
+            manager = cls(record, role, args, config, parts)
+            parts.start(manager._on_probe)
+            if role is Role.PREFILL and config.bootstrap_addr is not None:
+                manager._register(format_address(*parse_address(config.bootstrap_addr)))
+        except BaseException:
+            parts.stop(JOIN_S, quiescent=True)
+            raise
+        return manager
+
+    @property
+    def endpoint(self) -> str:
+        """The control socket's address, as peers are told."""
+        return self._machine.me.endpoint
+
+    @property
+    def instance_id(self) -> str:
+        """This manager's id, different for each opening."""
+        return self._machine.me.instance_id
+
+    # -- rooms -----------------------------------------------------------------------------------------------------
+
+    def create_sender(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVSender:
+        """See ``BaseKVManager.create_sender``. Raises ``ManagerClosed``; for a decode manager ``KVCoreError``."""
+        machine = self._machine
+        if not isinstance(machine, PrefillMachine):
+            raise KVCoreError("create_sender() is for prefill managers; this one is Role.DECODE: use create_receiver()")
+        addr, problem = self._address(bootstrap_addr)
+        if addr is None:
+            return NullSender(bootstrap_room, self._parts.rules.coverage)
+        room = self._open(machine, bootstrap_room, addr, problem)
+        if self._registered is None and not problem:
+            self._register(addr)
+        return self.sender_class(self._runner, room, self._checks)
+
+    def create_receiver(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVReceiver:
+        """See ``BaseKVManager.create_receiver``. Raises ``ManagerClosed``; for a prefill manager ``KVCoreError``."""
+        machine = self._machine
+        if not isinstance(machine, DecodeMachine):
+            raise KVCoreError("create_receiver() is for decode managers; this one is Role.PREFILL: use create_sender()")
+        addr, problem = self._address(bootstrap_addr)
+        if addr is None:
+            return NullReceiver(bootstrap_room)
+        room = self._open(machine, bootstrap_room, addr, problem)
+        return self.receiver_class(self._runner, room, self._checks)
+
+    def _address(self, text: str) -> tuple[str | None, str]:
+        """(canonical address, problem); no address for warm-up rooms."""
+        if self._closed:
+            raise ManagerClosed(f"this {self.role.value} manager is closed: create a new one")
+        try:
+            host, port = parse_address(text)
+        except InvalidConfig as error:
+            return "", str(error)
+        return (None if host == FAKE_BOOTSTRAP_HOST else format_address(host, port)), ""
+
+    def _open(self, machine: PrefillMachine | DecodeMachine, number: int, addr: str, problem: str) -> Room:
+        room = self._runner.ask(machine.open, number, addr)
+        if problem:
+            self._runner.call(machine.invalid, room, problem)
+        return room
+
+    def _register(self, addr: str) -> None:
+        self._registered = addr
+        self._parts.http.register(addr, self._parts.registration, self._on_registered)
+
+    def _on_registered(self, addr: str, error: Exception | None) -> None:
+        if error is None:
+            self._logger.info("registered with the bootstrap server at %s", addr)
+        else:
+            self._logger.warning("not registered with the bootstrap server at %s: %s", addr, error)
+
+    # -- liveness of prefill instances -----------------------------------------------------------------------------
+
+    def _on_probe(self, addr: str, result: ProbeResult) -> None:
+        if result.instances is None:
+            self._handle_node_failure(addr, result)
+        else:
+            self._on_heartbeat_success(addr, result)
+
+    def _on_heartbeat_success(self, addr: str, result: ProbeResult) -> None:
+        """A prefill instance's server answered a probe. Called on the HTTP thread; extend it, and call this one."""
+        if isinstance(self._machine, DecodeMachine):
+            self._runner.call(self._machine.on_probe, addr, result)
+
+    def _handle_node_failure(self, addr: str, result: ProbeResult) -> None:
+        """A probe failed; the liveness machine decides what follows. Called on the HTTP thread."""
+        if isinstance(self._machine, DecodeMachine):
+            self._runner.call(self._machine.on_probe, addr, result)
+
+    # -- looking in ------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """See ``BaseKVManager.snapshot``."""
+        rooms = self._runner.read(self._machine.snapshot)
+        return rooms | {"transfers": self._parts.transfers.snapshot(), "control": self._parts.channel.snapshot()}
+
+    def health(self) -> dict[str, Any]:
+        """See ``BaseKVManager.health``."""
+        return self._parts.health()
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """See ``BaseKVManager.close``. Waits up to ``close_timeout_s`` for outstanding writes, and says so if they
+        did not end: then the memory may still be written, or read, by the peers that the log names.
+        """
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self._runner.call(self._machine.close)
+            quiescent = self._parts.drain(monotonic() + self.config.close_timeout_s)
+            if not quiescent:
+                left = self._runner.read(self._machine.snapshot)["quarantined"]
+                self._logger.warning("closed while these pages may still be in use: %s", left[:16])
+            self._parts.stop(JOIN_S, quiescent=quiescent)
+
+
+def create_manager(
+    record: BackendRecord, role: Role, args: KVArgs, config: TransferConfig, observers: Observers
+) -> BaseKVManager:
+    """The manager of one rank on a loaded backend: the backend's own class if it brings one, else the common one."""
+    own: Any = record.manager or CommonKVManager
+    if issubclass(own, CommonKVManager):
+        return own.create(record, role, args, config, observers)
+    manager: BaseKVManager = own(record, role, args, config, observers)
+    return manager
