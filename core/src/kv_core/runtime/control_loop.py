@@ -28,7 +28,8 @@ class ControlLoop:
 
     def __init__(
         self, channel: ControlChannel, runner: Runner, codec: Codec, observers: ObserverThread,
-        web: Callable[[fx.Resolve | fx.Watch | fx.Unwatch], None], stalled_s: Callable[[], float],
+        web: Callable[[fx.Resolve | fx.Watch | fx.Unwatch], None], on_proven_dead: Callable[[str], None],
+        stalled_s: Callable[[], float],
         logger: logging.Logger, name: str,
     ) -> None:  # fmt: skip
         self._channel = channel
@@ -36,6 +37,7 @@ class ControlLoop:
         self._codec = codec
         self._observers = observers
         self._web = web
+        self._on_proven_dead = on_proven_dead
         self._stalled_s = stalled_s
         self._logger = logger
         self._stop = threading.Event()
@@ -128,7 +130,7 @@ class ControlLoop:
         for key, process in list(self._suspected.items()):
             if is_proven_dead(process):
                 del self._suspected[key]
-                self._runner.call(self._runner.machine.on_proven_dead, key.name)
+                self._on_proven_dead(key.name)
 
     def _guarded(self, action: Callable[..., None], *args: Any) -> None:
         try:

@@ -38,8 +38,8 @@ class HandleChecks:
         array = np.asarray(values)
         if array.size > self._max_indices:
             raise ValueError(f"{array.size} {pool} indices; TransferConfig.max_indices is {self._max_indices}")
-        checked = check_indices(array, self._items[pool], f"{pool} indices")
-        return checked.copy() if checked is values or checked.base is not None else checked
+        # A copy: the engine may use its array again at once.
+        return np.array(check_indices(array, self._items[pool], f"{pool} indices"), np.uint64)
 
     def states(self, values: Mapping[str, Indices] | None) -> dict[str, U64]:
         """Indices into state pools."""

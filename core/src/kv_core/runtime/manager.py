@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -77,7 +78,7 @@ class CommonKVManager(BaseKVManager):
 
     @property
     def instance_id(self) -> str:
-        """This manager's id, different for each opening."""
+        """The manager's id, different for each opening."""
         return self._machine.me.instance_id
 
     # -- rooms -----------------------------------------------------------------------------------------------------
@@ -183,8 +184,8 @@ def create_manager(
     record: BackendRecord, role: Role, args: KVArgs, config: TransferConfig, observers: Observers
 ) -> BaseKVManager:
     """The manager of one rank on a loaded backend: the backend's own class if it brings one, else the common one."""
-    own: Any = record.manager or CommonKVManager
+    own: type[BaseKVManager] = record.manager or CommonKVManager
     if issubclass(own, CommonKVManager):
         return own.create(record, role, args, config, observers)
-    manager: BaseKVManager = own(record, role, args, config, observers)
-    return manager
+    build: Callable[..., BaseKVManager] = own
+    return build(record, role, args, config, observers)

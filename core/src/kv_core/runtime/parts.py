@@ -12,9 +12,9 @@ from time import monotonic
 from typing import Any
 
 from kv_core.contract.config import TransferConfig
-from kv_core.contract.enums import Capability, Direction, Role
+from kv_core.contract.enums import Capability, Direction, MemoryKind, Role
 from kv_core.contract.failures import InvalidConfig, NotSupported
-from kv_core.contract.memory import KVArgs, MemoryKind
+from kv_core.contract.memory import KVArgs
 from kv_core.contract.observers import Observers
 from kv_core.contract.records import BackendRecord
 from kv_core.contract.transport import Transport, TransportContext
@@ -156,9 +156,17 @@ def _connect(
         if isinstance(machine, DecodeMachine):
             runner.call(machine.on_route, addr, route)
 
-    web = BootstrapWeb(http, on_route, lambda addr, result: probe_handler[0](addr, result))
+    def on_probe(addr: str, result: ProbeResult) -> None:
+        probe_handler[0](addr, result)  # the manager's, which does not exist yet
+
+    def on_proven_dead(name: str) -> None:
+        if isinstance(machine, DecodeMachine):
+            runner.call(machine.on_proven_dead, name)
+
+    web = BootstrapWeb(http, on_route, on_probe)
     control = ControlLoop(
-        channel, runner, Codec(config.max_message_bytes), told, web.perform, transfers.stalled_s, logger,
+        channel, runner, Codec(config.max_message_bytes), told, web.perform, on_proven_dead,
+        transfers.stalled_s, logger,
         f"{name}-control",
     )  # fmt: skip
     host, port = parse_address(machine.me.endpoint.removeprefix("tcp://"))

@@ -59,7 +59,7 @@ class Runner:
             return look()
 
     def _route(self, effects: list[Effect]) -> list[Effect]:
-        later = []
+        later: list[Effect] = []
         for effect in effects:
             if isinstance(effect, TRANSFER_EFFECTS):
                 later.append(effect)
