@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from core.tests.registry.support import Site
+from core.tests.registry.support import MANAGER, Site
 from kv_core.registry import Registry
 
 
@@ -36,7 +36,12 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """Stands in for the runtime: what ``create_manager`` handed to it, call by call."""
     calls: list[tuple] = []
+
+    def create_manager(*given: object) -> object:
+        calls.append(given)
+        return MANAGER
+
     runtime = types.ModuleType("kv_core.runtime")
-    runtime.create_manager = lambda *given: calls.append(given) or f"manager {len(calls)}"  # type: ignore[attr-defined]
+    runtime.create_manager = create_manager  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "kv_core.runtime", runtime)
     return calls

@@ -13,6 +13,8 @@ from kv_core import Buffer, KVArgs, KVPoll, Liveness, PeerEvent, Pool, Role, Roo
 from kv_core.contract.memory import KV_POOL
 from kv_core.registry.source import BACKENDS, PLUGINS
 
+MANAGER = object()
+"""What the stand-in for the runtime makes."""
 _NUMBERS = itertools.count(1)
 ARGS = KVArgs(kv=Pool(KV_POOL, (Buffer(4096, 16, 4),)))
 

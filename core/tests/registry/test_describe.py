@@ -56,7 +56,7 @@ def test_one_broken_backend_hides_no_good_one(site: Site, registry: Registry):
     assert error("c-library") == ("OSError", library)
     assert "ibverbs-providers" in reports["c-library"].hint
     kind, text = error("e-api")
-    assert kind == "PluginRefused"
+    assert kind == "IncompatibleBackend"
     assert "kv-api 1.2 was built for plugin API 9.0" in text
     kind, text = error("f-twin")
     assert "2 entry points have this name" in text

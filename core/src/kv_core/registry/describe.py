@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
+from kv_core.contract.failures import IncompatibleBackend
 from kv_core.contract.records import BackendInfo, CheckStatus, DoctorCheck, DoctorFinding
-from kv_core.registry.errors import PluginError
+from kv_core.registry.errors import PluginError, PluginRefused
 from kv_core.registry.hook_rules import Hook
 from kv_core.registry.loader import DEFAULT, Registry
 from kv_core.registry.source import BACKENDS, PLUGINS, Source, scan
@@ -104,7 +105,7 @@ def _describe(
             try:
                 status, found = PluginStatus.OK, load(sources)
             except PluginError as error:
-                status, found = PluginStatus.BROKEN, _wrong(error)
+                status, found = PluginStatus.BROKEN, _wrong(error, group)
         yield PluginReport(
             group=group,
             name=name,
@@ -124,10 +125,11 @@ def _about(info: BackendInfo) -> dict[str, Any]:
     }
 
 
-def _wrong(error: PluginError) -> dict[str, Any]:
+def _wrong(error: PluginError, group: str) -> dict[str, Any]:
     cause = error.__cause__
     if cause is None:
-        return {"error_type": type(error).__name__, "error": error.reason, "hint": error.hint}
+        kind = IncompatibleBackend if group == BACKENDS and isinstance(error, PluginRefused) else type(error)
+        return {"error_type": kind.__name__, "error": error.reason, "hint": error.hint}
     return {"error_type": type(cause).__name__, "error": str(cause) or error.reason, "hint": error.hint}
 
 
