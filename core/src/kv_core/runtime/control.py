@@ -8,6 +8,7 @@ connection that it came in on.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter, deque
 from time import monotonic
 from typing import Any
@@ -16,7 +17,7 @@ import zmq
 
 from kv_core.contract.failures import InvalidConfig, KVCoreError
 from kv_core.runtime.bootstrap.addresses import canonical_host, format_address, is_wildcard
-from kv_core.runtime.control_address import SCHEME, Address, NameResolver, numeric_address, parse_endpoint
+from kv_core.runtime.control_address import SCHEME, Address, NameResolver, bind_address, numeric_address, parse_endpoint
 from kv_core.runtime.control_outbound import Connection, Outbound, router
 from kv_core.runtime.control_types import ConnectionLost, ConnectionRefused, Frame, Incoming
 from kv_core.runtime.control_wake import WakeUp
@@ -65,6 +66,7 @@ class ControlChannel:
         self._endpoint: str | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._open = False
+        self._closing = threading.Lock()
 
     @property
     def endpoint(self) -> str:
@@ -81,7 +83,9 @@ class ControlChannel:
     # -- life ------------------------------------------------------------------------------------------------------
 
     def open(self) -> str:
-        """Listen; returns the endpoint. Raises ``InvalidConfig`` or ``KVCoreError`` with what to change."""
+        """Listen, once; returns the endpoint. Raises ``InvalidConfig`` or ``KVCoreError`` with what to change."""
+        if self._endpoint is not None:
+            raise KVCoreError("a control channel is opened once: make another one")
         host, advertised = _bare(self._host), _bare(self._advertised)
         if is_wildcard(advertised):
             raise InvalidConfig(
@@ -98,7 +102,8 @@ class ControlChannel:
             port = self._bind(host)
             self._poller = zmq.Poller()
             self._poller.register(self._inbound, zmq.POLLIN)
-            self._poller.register(self._wake.open(), zmq.POLLIN)
+            self._wake_descriptor = self._wake.open()
+            self._poller.register(self._wake_descriptor, zmq.POLLIN)
             self._outbound.watch(self._poller)
         except BaseException:
             self.close()
@@ -107,12 +112,12 @@ class ControlChannel:
         return self._endpoint
 
     def _bind(self, host: str) -> int:
-        where = SCHEME + format_address(host, self._port or 1).rpartition(":")[0] + f":{self._port or '*'}"
+        where = bind_address(host, self._port)
         self._inbound.setsockopt(zmq.LINGER, 0)
         self._inbound.setsockopt(zmq.RCVHWM, INBOUND_QUEUE)
         self._inbound.setsockopt(zmq.BACKLOG, LISTEN_BACKLOG)
         self._inbound.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        self._inbound.setsockopt(zmq.IPV6, int(":" in host))
+        self._inbound.setsockopt(zmq.IPV6, int("[" in where))
         try:
             self._inbound.bind(where)
         except zmq.ZMQError as error:
@@ -124,9 +129,10 @@ class ControlChannel:
 
     def close(self) -> None:
         """Send what is queued for at most half a second, then let go of every socket and thread. Idempotent."""
-        if not self._open:
-            return
-        self._open = False
+        with self._closing:
+            if not self._open:
+                return
+            self._open = False
         assert self._context is not None
         self._dropped["closed"] += self.backlog
         self._held.clear()
@@ -233,12 +239,14 @@ class ControlChannel:
         deadline = self._outbound.next_deadline()
         if deadline is not None:
             timeout_s = min(timeout_s, deadline - monotonic())
-        self._poller.poll(max(0, int(timeout_s * 1_000 + 0.999)))
-        # Before anything else is looked at: who hands something over from now on wakes us again.
-        self._wake.clear()
+        ready = {source for source, _ in self._poller.poll(max(0, int(timeout_s * 1_000 + 0.999)))}
+        if self._wake_descriptor in ready:
+            # Before anything else is looked at: who hands something over from now on wakes us again.
+            self._wake.clear()
         self._take_names()
-        incoming = self._outbound.step(monotonic())
-        self._take_frames(incoming)
+        incoming = self._outbound.step(monotonic(), ready)
+        if self._inbound in ready:
+            self._take_frames(incoming)
         return incoming
 
     def _take_frames(self, incoming: list[Incoming]) -> None:

@@ -53,6 +53,15 @@ def numeric_address(host: str, port: int) -> Address | None:
     return _first_address(host, port, socket.AI_NUMERICHOST)
 
 
+def bind_address(host: str, port: int) -> str:
+    """What to bind, as the messaging library wants it: port 0 is ``*``, and a name must be resolved. May block."""
+    if not is_wildcard(host):
+        address = _first_address(host, port, 0)
+        # What does not resolve may still be the name of an interface, which the library knows.
+        host = host if address is None else str(address.sockaddr[0])
+    return SCHEME + format_address(host, port).rpartition(":")[0] + f":{port or '*'}"
+
+
 def _first_address(host: str, port: int, flags: int) -> Address | None:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags | socket.AI_NUMERICSERV)

@@ -17,6 +17,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import zmq
 
@@ -178,10 +179,21 @@ class Outbound:
         """When ``step`` has to be called at the latest."""
         return self._probes.next_deadline()
 
-    def step(self, now: float) -> list[Incoming]:
-        """Take what the monitor and the probes have to tell, and throw away what peers send the wrong way."""
+    def step(self, now: float, ready: set[Any]) -> list[Incoming]:
+        """Take what the monitor and the probes have to tell, and throw away what peers send the wrong way.
+
+        ``ready``: what the poller said.
+        """
+        if self._socket in ready:
+            self._take_replies()
+        incoming = self._take_events(now) if self._monitor in ready else []
+        if len(self._probes):
+            for address in self._probes.step(now):
+                incoming += self._on_refused(address)
+        return incoming
+
+    def _take_events(self, now: float) -> list[Incoming]:
         incoming: list[Incoming] = []
-        self._take_replies()
         for _ in range(EVENTS_PER_STEP):
             try:
                 header, uri = self._monitor.recv_multipart(zmq.NOBLOCK)
@@ -191,8 +203,6 @@ class Outbound:
             if connection is not None:
                 kind, value = _EVENT.unpack(header)
                 incoming += self._handlers[kind](connection, value, now)
-        for address in self._probes.step(now):
-            incoming += self._on_refused(address)
         return incoming
 
     def _take_replies(self) -> None:
