@@ -167,14 +167,21 @@ def _frozen(array: Any) -> Any:
 
 
 def _check_local(pool: Pool) -> None:
-    longest = max((pool.name, *(buffer.part for buffer in pool.buffers)), key=len)
-    if len(longest) > MAX_NAME:
-        raise InvalidConfig(f"pool {pool.name[:32]!r}: a name of {len(longest)} characters, at most {MAX_NAME} fit")
+    wrong = [name for name in (pool.name, *(buffer.part for buffer in pool.buffers)) if not _is_name(name)]
+    if wrong:
+        raise InvalidConfig(
+            f"pool {pool.name[:32]!r}: names of pools and parts must be printable and of at most {MAX_NAME} characters, "
+            f"got {_brief(wrong[0])}"
+        )
     layers = [buffer.layer for buffer in pool.buffers]
     if min(layers) < NO_LAYER or max(layers) >= 2**63:
         raise InvalidConfig(
             f"pool {pool.name!r}: layers must lie in {NO_LAYER}..2**63-1, got {min(layers)} to {max(layers)}"
         )
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_NAME and value.isprintable()
 
 
 def _check_ranges(where: str, num_items: int, address: U64, item_len: U64, layer: npt.NDArray[np.int64]) -> None:
@@ -191,10 +198,18 @@ def _check_ranges(where: str, num_items: int, address: U64, item_len: U64, layer
 
 
 def _brief(value: object) -> str:
-    text = repr(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__
+    """A value from a peer as text for a message: bounded, printable, and never the whole of something huge."""
     if isinstance(value, (list, tuple)):
-        text = f"{len(value)} entries: {', '.join(str(entry)[:32] for entry in value[:8])}"
-    return text[:200]
+        return f"{len(value)} entries: {', '.join(_brief_one(entry) for entry in value[:8])}"
+    return _brief_one(value)
+
+
+def _brief_one(value: object) -> str:
+    if isinstance(value, str):
+        return repr(value[:32])
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value) if isinstance(value, (int, float, type(None))) else type(value).__name__
 
 
 def _mapping(value: object, what: str) -> Mapping[Any, Any]:
@@ -205,8 +220,10 @@ def _mapping(value: object, what: str) -> Mapping[Any, Any]:
 
 def _text(fields: Mapping[Any, Any], key: str, where: str) -> str:
     value = fields.get(key)
-    if not isinstance(value, str) or len(value) > MAX_NAME:
-        raise MessageError(f"layout: {where}: {key!r} must be a string of at most {MAX_NAME} characters")
+    if not isinstance(value, str) or not _is_name(value):
+        raise MessageError(
+            f"layout: {where}: {key!r} must be a printable string of at most {MAX_NAME} characters, got {_brief(value)}"
+        )
     return value
 
 
@@ -239,6 +256,9 @@ def _parts(fields: Mapping[Any, Any], where: str, count: int) -> tuple[str, ...]
     value = fields.get("parts")
     if not isinstance(value, (list, tuple)) or len(value) not in (0, count):
         raise MessageError(f"layout: {where}: 'parts' must be a list of {count} names or empty, got {_brief(value)}")
-    if not all(isinstance(part, str) and len(part) <= MAX_NAME for part in value):
-        raise MessageError(f"layout: {where}: each of 'parts' must be a string of at most {MAX_NAME} characters")
+    if not all(map(_is_name, value)):
+        raise MessageError(
+            f"layout: {where}: each of 'parts' must be a printable string of at most {MAX_NAME} characters, "
+            f"got {_brief(value)}"
+        )
     return tuple(value) if value else ("",) * count

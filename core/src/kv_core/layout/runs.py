@@ -60,15 +60,18 @@ def expand(part: PoolSlice, views: Sequence[SideView]) -> list[Block]:
     every given side: repeats into an item's piece, and pieces of consecutive items, if a piece is the whole stride.
     """
     length, repeats = part.plan.length[part.lanes], part.plan.inner_count[part.lanes]
-    touching = np.ones(length.shape, bool)
-    for view in views:
-        touching &= view.inner_stride == length
-    length = np.where(touching, length * repeats, length)
-    repeats = np.where(touching, ONE, repeats)
+    if not bool((repeats == ONE).all()):
+        touching = views[0].inner_stride == length
+        for view in views[1:]:
+            touching &= view.inner_stride == length
+        length = np.where(touching, length * repeats, length)
+        repeats = np.where(touching, ONE, repeats)
     whole = repeats == ONE
     for view in views:
         whole &= view.stride == length
-    # Lanes of one kind that stand together are one block of array arithmetic: nearly always there is one kind.
+    if bool(whole.all()):  # nearly always, with equal topologies
+        return [_runs(length, views)]
+    # Lanes of one kind that stand together are one block of array arithmetic.
     kinds = np.where(whole, np.uint64(0), repeats)
     bounds = [0, *(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1).tolist(), int(kinds.size)]
     blocks: list[Block] = []
@@ -94,8 +97,11 @@ def _item_runs(items: Sequence[U64]) -> tuple[npt.NDArray[np.intp], U64]:
     breaks = items[0][1:] - items[0][:-1] != ONE
     for other in items[1:]:
         breaks |= other[1:] - other[:-1] != ONE
-    first = np.concatenate((np.zeros(1, np.intp), np.flatnonzero(breaks) + 1))
-    return first, np.diff(first, append=items[0].size).astype(np.uint64)
+    (after,) = breaks.nonzero()
+    bounds = np.empty(after.size + 2, np.intp)
+    bounds[0], bounds[-1] = 0, items[0].size
+    np.add(after, 1, out=bounds[1:-1])
+    return bounds[:-1], (bounds[1:] - bounds[:-1]).astype(np.uint64)
 
 
 def _grid(length: U64, repeats: int, views: Sequence[SideView]) -> Block:
