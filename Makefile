@@ -24,7 +24,7 @@ SIMULATE_ARGS ?=
 BENCH_ARGS ?=
 LONG_ARGS ?=
 
-.PHONY: help demo test lint format example simulate bench kill-rounds soak fuzz clean
+.PHONY: help demo test lint format docs example simulate bench kill-rounds soak fuzz black-holes clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | while IFS=$$'\t' read -r target text; do \
@@ -69,6 +69,10 @@ lint: $(STAMPS)/dev ## Formatting, lint, types, import rules, house rules
 	$(BIN)/mypy $(CHECKED)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/check_repo.py
+	$(BIN)/python tools/make_docs.py --check
+
+docs: $(STAMPS)/run ## Write the pages that are made from the code
+	$(BIN)/python tools/make_docs.py
 
 format: $(STAMPS)/dev ## Format, and mend what ruff can mend by itself
 	$(BIN)/ruff check --fix-only --exit-zero
@@ -78,7 +82,7 @@ example: $(STAMPS)/example ## Generate text across two processes with a real mod
 	$(BIN)/python examples/generate.py --backend $(BACKEND) $(EXAMPLE_ARGS)
 
 simulate: $(STAMPS)/dev ## Run seeded schedules with faults against the protocol, in virtual time (SIMULATE_ARGS)
-	$(BIN)/python -m core.tests.simulator $(SIMULATE_ARGS)
+	$(BIN)/python -m core.tests.simulation --seeds 20000 --mutants $(SIMULATE_ARGS)
 
 bench: $(STAMPS)/dev ## Measure goodput and the engine thread's time; docs/benchmarks.md explains (BENCH_ARGS)
 	$(BIN)/python -m benchmarks.bench $(BENCH_ARGS)
@@ -91,6 +95,9 @@ soak: $(STAMPS)/dev ## Long: many rooms through each way to end, then everything
 
 fuzz: $(STAMPS)/dev ## Long: random messages on each socket and route while good traffic is served (LONG_ARGS)
 	$(BIN)/python -m tests.long.fuzz $(LONG_ARGS)
+
+black-holes: $(STAMPS)/dev ## Long: fifty black-holed prefill servers must not hide the death of another (LONG_ARGS)
+	$(BIN)/python -m tests.long.black_holes $(LONG_ARGS)
 
 clean: ## Remove the environment, caches and built distributions
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist core/dist plugins/*/dist
