@@ -144,7 +144,7 @@ def main() -> int:
             for _ in range(options.rounds):
                 order = rng.sample(range(len(prompts)), len(prompts))
                 outputs = router.run(prompts, order, withhold=False)
-                equal += _report(llama, prompts, expected, outputs)
+                equal += _report(prompts, expected, outputs)
             withheld = router.run(prompts, list(range(len(prompts))), withhold=True)
         except BaseException:
             router.close(kill=True)
@@ -157,7 +157,7 @@ def main() -> int:
     return 0 if (equal, seen) == (total, len(prompts)) else 1
 
 
-def _report(llama: TinyLlama, prompts: list[str], expected: list[Any], outputs: list[Any]) -> int:
+def _report(prompts: list[str], expected: list[Any], outputs: list[Any]) -> int:
     equal = 0
     for prompt, wanted, got in zip(prompts, expected, outputs, strict=True):
         equal += got == wanted
