@@ -23,8 +23,8 @@ def page() -> str:
     polls = ", ".join(f"{phase.value}: {POLL[phase].name}" for phase in Phase)
     parts = [
         "# The life cycle of a room",
-        "Made by `make docs` from the tables in `core/src/kv_core/protocol/lifecycle.py`, which say why.\n"
-        + "An event that a phase does not have changes nothing and is counted.",
+        "Made by `make docs` from the tables in `core/src/kv_core/protocol/lifecycle.py`.",
+        "An event that a phase does not have changes nothing and is counted.",
         f"What `poll()` answers: {polls}.",
     ]
     for title, table in (("Prefill", PREFILL), ("Decode", DECODE)):
