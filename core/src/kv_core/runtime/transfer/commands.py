@@ -1,0 +1,107 @@
+"""What the protocol asks of the transport besides moving chunks: peers, fences, digests."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from kv_core.contract.memory import Topology
+from kv_core.contract.transport import PeerKey, TransferPlan, Transport
+from kv_core.layout import MemoryLayout, mirror, plan_transfer
+from kv_core.protocol.effects import AddPeer, FencePeer, RemovePeer, VerifyDigests
+from kv_core.runtime.transfer.aux import AuxDataCodec
+from kv_core.runtime.transfer.digest import Hasher
+from kv_core.runtime.transfer.dispatch import Dispatcher
+from kv_core.runtime.transfer.reports import Reports
+from kv_core.runtime.transfer.troubles import SURVIVED, Troubles, described
+from kv_core.runtime.transfer.verify import Verifier
+
+REMEMBERED = 4_096
+"""Peers that were removed before they were added: so many are remembered, for the addition that overtakes nobody."""
+
+
+class Commands:
+    """Performs effects on the owner thread; nothing that they raise goes further than here."""
+
+    def __init__(
+        self, transport: Transport, layout: MemoryLayout, topology: Topology, dispatcher: Dispatcher,
+        reports: Reports, troubles: Troubles, hasher: Hasher, codec: AuxDataCodec,
+    ) -> None:  # fmt: skip
+        self._transport = transport
+        self._layout = layout
+        self._topology = topology
+        self._dispatcher = dispatcher
+        self._reports = reports
+        self._troubles = troubles
+        self._verifier = Verifier(hasher, codec, self._source_plan)
+        self._source_plans: dict[PeerKey, TransferPlan] = {}
+        self._removed_early: OrderedDict[PeerKey, None] = OrderedDict()
+
+    def perform(self, command: AddPeer | RemovePeer | FencePeer | VerifyDigests) -> None:
+        """Perform one command and report. Never raises what a transport raises."""
+        if isinstance(command, AddPeer):
+            self._add_peer(command)
+        elif isinstance(command, RemovePeer):
+            self._remove_peer(command.peer)
+        elif isinstance(command, FencePeer):
+            self._fence(command.peer)
+        else:
+            self._verify(command)
+
+    def _add_peer(self, command: AddPeer) -> None:
+        peer = command.peer
+        if peer in self._removed_early:
+            del self._removed_early[peer]
+            return
+        try:
+            plan = self._plan(command.layout)
+            self._transport.add_peer(peer, command.descriptor)
+            prepared = self._transport.prepare(peer, plan)
+        except SURVIVED as error:
+            self._troubles.add("a peer could not be added", error)
+            self._dispatcher.peer_unusable(peer, described(error))
+            self._reports.peer_failed(peer, described(error))
+            return
+        self._dispatcher.peer_ready(peer, plan, prepared)
+
+    def _remove_peer(self, peer: PeerKey) -> None:
+        self._source_plans.pop(peer, None)
+        if not self._dispatcher.remove_peer(peer):
+            self._removed_early[peer] = None
+            if len(self._removed_early) > REMEMBERED:
+                self._removed_early.popitem(last=False)
+            return
+        try:
+            self._transport.remove_peer(peer)
+        except SURVIVED as error:
+            self._troubles.add("remove_peer() failed", error)
+
+    def _fence(self, peer: PeerKey) -> None:
+        try:
+            self._transport.fence(peer)
+        except SURVIVED as error:
+            self._troubles.add("fence() failed", error)
+            self._reports.fence(peer, proven=False)
+        else:
+            self._reports.fence(peer, proven=True)
+
+    def _verify(self, command: VerifyDigests) -> None:
+        try:
+            problem = self._verifier.problem(command)
+        except SURVIVED as error:
+            self._troubles.add("digests could not be compared", error)
+            problem = described(error)
+        self._reports.verified(command, problem)
+
+    def _plan(self, remote: MemoryLayout) -> TransferPlan:
+        # The handshake has compared the topologies: the peer's place fits ours.
+        return plan_transfer(self._layout, remote, local_topology=self._topology, remote_topology=self._topology)
+
+    def _source_plan(self, key: PeerKey, remote: object) -> TransferPlan:
+        """The plan that the peer made, seen from here: kept, for digests need it in the peer's order of lanes."""
+        plan = self._source_plans.get(key)
+        if plan is None:
+            if not isinstance(remote, MemoryLayout):
+                raise TypeError(f"the layout of peer {key.name} is not known here")
+            plan = plan_transfer(remote, self._layout, local_topology=self._topology, remote_topology=self._topology)
+            plan = self._source_plans[key] = mirror(plan)
+        return plan
