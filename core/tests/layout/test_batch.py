@@ -98,6 +98,22 @@ def test_repeats_that_touch_on_one_side_only_stay_apart():
     assert copies.length.size == 2 * 2 * 4
 
 
+def test_lanes_of_several_kinds_keep_their_order_and_each_merges_as_it_can():
+    one, four = head_slices(1, 8, range(2), range(2), (9, 9)), head_slices(2, 8, range(2), range(4), (9, 9))
+    columns = {
+        name: np.concatenate([getattr(plan.pools[0], name) for plan in (one, four)])
+        for name in vars(one.pools[0])
+        if name != "pool"
+    }
+    columns["local_region"] = columns["remote_region"] = np.arange(4, dtype=np.uint64)
+    for order in ([0, 2, 1, 3], [2, 3, 0, 1]):
+        pool = replace(one.pools[0], **{name: column[order] for name, column in columns.items()})
+        part = slice_for(replace(one, pools=(pool,)), "kv", u64(3, 4), u64(5, 6))
+        whole = {lane: [(lane, 48, lane, 80, 32)] for lane in (0, 1)}
+        holes = {lane: [(lane, 96 + 16 * n, lane, 320 + 32 * n, 16) for n in range(4)] for lane in (2, 3)}
+        assert flat(Batch([part]).copies()) == [row for lane in order for row in {**whole, **holes}[lane]]
+
+
 def test_runs_must_count_upwards_on_both_sides():
     plan = plan_of(kv_args(1, 10, 20), kv_args(1, 10, 20))
     cases = {
@@ -191,6 +207,9 @@ def test_splitting_fills_batches_and_keeps_order():
     assert [one.lanes.tolist() for part in narrow[:10] for one in part.slices] == [[0, 1, 2]] * 10
     assert [one.lanes.tolist() for part in narrow[10:-1] for one in part.slices] == [[3]] * 3
     assert [part.num_descriptors for part in narrow] == [3] * 13 + [2]
+    # Groups of lanes are as large as the limits allow, by copies and by bytes.
+    for pair in (list(batch.split(2, 10_000)), list(batch.split(99, 25))):
+        assert [one.lanes.tolist() for part in pair[:20] for one in part.slices] == [[0, 1]] * 10 + [[2, 3]] * 10
     with pytest.raises(ValueError, match="max_descriptors is 0"):
         next(batch.split(0, 1))
 
