@@ -95,7 +95,7 @@ class ControlChannel:
         # A context of its own: closing it ends its threads, and nobody else's sockets are in it.
         self._context = zmq.Context()
         self._inbound = router(self._context, self._max_bytes)
-        self._outbound = Outbound(self._context, self._max_bytes, self._max_connections, self._dropped)
+        self._outbound = Outbound(self._context, self._max_connections, self._dropped)
         self._outbound.open()
         self._open = True
         try:

@@ -38,10 +38,8 @@ class Address:
 
 def parse_endpoint(endpoint: str) -> tuple[str, int]:
     """Host (no brackets) and port of ``tcp://host:port``. Raises ``InvalidConfig`` for anything else."""
-    if not isinstance(endpoint, str) or len(endpoint) > MAX_ENDPOINT_LENGTH or not endpoint.startswith(SCHEME):
-        raise InvalidConfig(
-            f"a control endpoint must be a string like 'tcp://10.0.0.1:5000', got {str(endpoint)[:80]!r}"
-        )
+    if len(endpoint) > MAX_ENDPOINT_LENGTH or not endpoint.startswith(SCHEME):
+        raise InvalidConfig(f"a control endpoint must be a string like 'tcp://10.0.0.1:5000', got {endpoint[:80]!r}")
     host, port = parse_address(endpoint[len(SCHEME) :])
     if is_wildcard(host):
         raise InvalidConfig(f"{endpoint!r} means every interface of a host and can't be connected to")
@@ -70,7 +68,7 @@ def _first_address(host: str, port: int, flags: int) -> Address | None:
     # IPv4 first: who advertises a name most likely listens on 0.0.0.0, and `localhost` may stand for both.
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     for family, _, _, _, sockaddr in found:
-        if family in (socket.AF_INET, socket.AF_INET6) and not is_wildcard(str(sockaddr[0])):
+        if not is_wildcard(str(sockaddr[0])):
             return Address(family, sockaddr, SCHEME + format_address(str(sockaddr[0]), port))
     return None
 

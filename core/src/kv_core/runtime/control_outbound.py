@@ -5,6 +5,9 @@ Facts about libzmq 4.3.5 that this is built on, each found by experiment:
 - A routing id given with CONNECT_ROUTING_ID stays with its connection through all reconnects, and what is sent before the
   first connect is queued. Giving out one that is still in use aborts the *process* (an assertion), and a disconnected
   connection keeps its own while it lingers: so every connection gets an id of its own, never used again.
+- Somebody who answers with anything but ZMTP (a web server, say) is taken for a peer that speaks ZMTP 1.0, and then a
+  connection that reconnects or is being closed aborts the process as well. A ZAP domain makes the library refuse every
+  version before 3.0; without a ZAP handler in the context it has no other effect.
 - A connection that breaks is told at once (DISCONNECTED); every failed attempt, whatever the cause, is told as CLOSED.
 - An event names the numeric address, not the routing id. Events of a connection that lingers can't be told from those of
   its successor; at worst they cause one probe too many.
@@ -13,6 +16,9 @@ Facts about libzmq 4.3.5 that this is built on, each found by experiment:
 
 from __future__ import annotations
 
+import errno
+import itertools
+import os
 import struct
 from collections import Counter
 from collections.abc import Callable
@@ -33,8 +39,10 @@ RECONNECT_MAX_MS = 1_000
 CONNECT_TIMEOUT_MS = 5_000
 IDLE_S = 60.0
 MAX_FAILED_HANDSHAKES = 5
-"""Attempts that found somebody who does not speak the protocol."""
+"""Connections in a row that somebody took and closed before he spoke the protocol."""
 EVENTS_PER_STEP = 1_024
+MAX_REPLY_BYTES = 4_096
+"""Nobody has anything to say this way; the library's own handshake needs a few hundred bytes."""
 _EVENT = struct.Struct("=HI")
 _EVENTS = (
     zmq.Event.CONNECTED | zmq.Event.CONNECT_DELAYED | zmq.Event.CLOSED | zmq.Event.DISCONNECTED
@@ -61,14 +69,13 @@ class Connection:
 class Outbound:
     """Connections by address. Belongs to one thread."""
 
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], max_bytes: int, max_connections: int, dropped: Counter[str]
-    ) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], max_connections: int, dropped: Counter[str]) -> None:
         self._context = context
-        self._max_bytes = max_bytes
         self._max_connections = max_connections
         self._connections: dict[str, Connection] = {}  # by the address's uri, oldest first
-        self._minted = 0
+        # Routing ids that nobody can guess: a peer that claimed one for itself would trip the same assertion.
+        self._salt = os.urandom(8)
+        self._numbers = itertools.count()
         self._probes = RefusalProbes()
         self._dropped = dropped
         self._handlers: dict[int, Callable[[Connection, int, float], list[Incoming]]] = {
@@ -79,11 +86,10 @@ class Outbound:
 
     def open(self) -> None:
         """Make the sockets."""
-        self._socket = router(self._context, self._max_bytes)
+        self._socket = router(self._context, MAX_REPLY_BYTES)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.LINGER, LINGER_MS)
         self._socket.setsockopt(zmq.SNDHWM, QUEUE_LENGTH)
-        self._socket.setsockopt(zmq.RCVHWM, 1)  # nobody has anything to say this way
         self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         self._socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
@@ -110,8 +116,7 @@ class Outbound:
         if connection is None:
             if len(self._connections) >= self._max_connections and not self._make_room():
                 return None
-            self._minted += 1
-            connection = Connection(address, b"%d" % self._minted, idle_since=now)
+            connection = Connection(address, self._salt + b"%d" % next(self._numbers), idle_since=now)
             self._begin(connection)
             self._connections[address.uri] = connection
         connection.endpoints.append(endpoint)
@@ -141,7 +146,7 @@ class Outbound:
             self._socket.disconnect(connection.address.uri)
         except zmq.ZMQError as error:
             # The library gave the connection up by itself: somebody there broke the protocol.
-            if error.errno not in (zmq.ENOENT, zmq.EINVAL):
+            if error.errno not in (errno.ENOENT, errno.EINVAL):
                 raise
         finally:
             self._socket.setsockopt(zmq.LINGER, LINGER_MS)
@@ -155,7 +160,7 @@ class Outbound:
         except zmq.Again:
             self._dropped["queue_full"] += 1
         except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
+            if error.errno != errno.EHOSTUNREACH:
                 raise
             self.drop(connection, linger=False)
         else:
@@ -232,6 +237,7 @@ class Outbound:
         if connection.established:
             connection.established = False
             return [ConnectionLost(endpoint) for endpoint in connection.endpoints]
+        # If it was the protocol that failed, the library has given the connection up, and ``send`` will notice.
         connection.failed_handshakes += 1
         if connection.failed_handshakes >= MAX_FAILED_HANDSHAKES:
             self._dropped["no_handshake"] += 1
@@ -274,6 +280,7 @@ def router(context: zmq.Context[zmq.Socket[bytes]], max_bytes: int) -> zmq.Socke
     """A ROUTER socket with what both directions have in common."""
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+    socket.setsockopt(zmq.ZAP_DOMAIN, b"kv-core")  # keeps old protocol versions out: see above
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
     socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 10)
