@@ -95,6 +95,7 @@ class DecodeMachine(Discovery):
         self._set_deadline(room, now + self.settings.transferring_timeout_s)
         for link in room.links.values():
             if link.digests or link.aux_rows:
+                link.verifying = True
                 self._effects.append(VerifyDigests(room, link, tuple(link.digests), tuple(link.aux_rows)))
             else:
                 link.verdict = True
@@ -106,8 +107,10 @@ class DecodeMachine(Discovery):
 
     def on_verified(self, room: Room, link: RoomLink, problem: str | None, now: float) -> list[Effect]:
         """What arrived through this link was hashed: equal, or the sentence that says what is not."""
+        link.verifying = False
         if room.ended:
             self.counters["late_verdicts"] += 1
+            self._settle_room(room, now)
         elif problem is None:
             link.verdict = True
             self._check_verdicts(room, now)
@@ -345,6 +348,8 @@ class DecodeMachine(Discovery):
         }  # fmt: skip
 
     def _missing_proof(self, link: RoomLink) -> str:
+        if link.verifying:
+            return "its digests and auxiliary rows are still being worked on"
         if link.peer.phase is PeerPhase.GONE:
             proof = "a fence" if self.me.can_fence else "the end of its process, or its word in a new session"
             return f"{link.peer} is lost and may still write: {proof} is missing"

@@ -501,7 +501,7 @@ class Machine:
         }
 
     def _quarantine(self, room: Room) -> dict[str, Any]:
-        missing = [self._missing_proof(link) for link in room.links.values() if link.outstanding or link.exposed]
+        missing = [self._missing_proof(link) for link in room.links.values() if link.busy]
         return {"room": room.number, "life": room.life, "pages": self._pages(room), "missing": missing}
 
     def _missing_proof(self, link: RoomLink) -> str:

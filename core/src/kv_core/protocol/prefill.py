@@ -327,9 +327,11 @@ class PrefillMachine(Machine):
         link = peer.rooms.get(message.life)
         if link is not None and not link.room.ended and link.pages is None:
             self._adopt(link.room, early, now)
-        elif link is None:
+        elif link is None and self._inbox.get(peer, message.life) is not None:
             self._on_early(early, now)
         else:
+            # Each life is announced first. One that is not known any more was told that it failed, and its pages may
+            # be in use again by the time that what it said before arrives here: it must not find a new room.
             self.counters["stale_messages"] += 1
 
     def _on_early(self, early: Early, now: float) -> None:

@@ -36,13 +36,15 @@ class RoomLink:
     """What a room has to do with one peer rank.
 
     ``outstanding`` (prefill): chunks that were claimed and are not yet quiescent. ``exposed`` (decode): the peer knows
-    our pages and it is not yet proven that it can't write them any more. A room may release its pages when it has
-    ended and no link is outstanding or exposed.
+    our pages and it is not yet proven that it can't write them any more. ``verifying`` (decode): what arrived is being
+    hashed, and auxiliary rows that came with the message are being written. A room may release its pages when it has
+    ended and no link is outstanding, exposed or verifying.
     """
 
     __slots__ = (
         "announced", "aux_index", "aux_rows", "digests", "done", "exposed", "life", "outstanding", "owes_quiesced",
         "pages", "peer", "prefix_len", "proof", "room", "source_life", "states", "told", "verdict",
+        "verifying",
     )  # fmt: skip
 
     def __init__(self, room: Room, peer: Peer, life: int) -> None:
@@ -58,12 +60,18 @@ class RoomLink:
         self.outstanding = 0
         self.owes_quiesced = False
         self.exposed = False
+        self.verifying = False
         self.proof = ""
         self.done = False
         self.verdict = False
         self.told = False  # the peer knows of our end
         self.digests: list[ChunkDigest] = []
         self.aux_rows: list[bytes] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether some write to or from the room's pages may still be under way through this link."""
+        return bool(self.outstanding) or self.exposed or self.verifying
 
 
 class PendingChunk(NamedTuple):
@@ -129,7 +137,7 @@ class Room:
     @property
     def busy(self) -> bool:
         """Whether some write of this room may still be under way."""
-        return any(link.outstanding or link.exposed for link in self.links.values())
+        return any(link.busy for link in self.links.values())
 
     def enter(self, phase: Phase) -> None:
         """Change the phase and what the engine sees of it."""

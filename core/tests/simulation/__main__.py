@@ -1,0 +1,5 @@
+"""``python -m core.tests.simulation``."""
+
+from core.tests.simulation.cli import main
+
+raise SystemExit(main())
