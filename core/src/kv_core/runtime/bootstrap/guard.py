@@ -20,6 +20,8 @@ IDLE_LIMIT_S = 15.0
 """Longest time on a connection without a complete request: ends idle, slow and stuck ones alike."""
 MAX_LINE_BYTES = 8_190
 MAX_HEADER_BYTES = 8_190
+_PASSES_TO_HAND_OVER = 8
+"""Passes of the loop that asyncio takes from accepting a connection to closing one that is aborted at once (4), and more."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -77,6 +79,7 @@ class GuardedServer(web.Server):
         """Requests that were not HTTP."""
         self._logger = logger
         self._max_connections = max_connections
+        self._ending = False
         # In the order of the last request, longest idle first.
         self._active: OrderedDict[web.RequestHandler, tuple[asyncio.Transport, float]] = OrderedDict()
 
@@ -98,6 +101,9 @@ class GuardedServer(web.Server):
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         """Called by aiohttp for each new connection; the longest idle one makes room when there are too many."""
         super().connection_made(handler, transport)
+        if self._ending:
+            transport.abort()
+            return
         if len(self._active) >= self._max_connections:
             self._abort(next(iter(self._active)))
         self._active[handler] = (transport, monotonic() + IDLE_LIMIT_S)
@@ -127,10 +133,14 @@ class GuardedServer(web.Server):
                 break
             self._abort(handler)
 
-    def abort_all(self) -> None:
-        """End every connection at once."""
+    async def end(self) -> None:
+        """End every connection at once, those included that were accepted but not yet handed over."""
+        self._ending = True
         while self._active:
             self._abort(next(iter(self._active)))
+        await self.shutdown(1.0)
+        for _ in range(_PASSES_TO_HAND_OVER):
+            await asyncio.sleep(0)
 
     def _abort(self, handler: web.RequestHandler) -> None:
         transport, _ = self._active.pop(handler)

@@ -162,5 +162,4 @@ class BootstrapServer:
         for server in self._servers:
             server.close()
         if self._http is not None:
-            self._http.abort_all()
-            await self._http.shutdown(1.0)
+            await self._http.end()
