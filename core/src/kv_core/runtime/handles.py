@@ -54,7 +54,7 @@ class HandleChecks:
             return None
         return int(self.items(AUX_POOL, np.asarray([index]))[0])
 
-    def count(self, what: str, value: int) -> int:
+    def count(self, what: str, value: object) -> int:
         """A number of pages."""
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
             raise ValueError(f"{what} must be an int of at least 0, got {value!r}")

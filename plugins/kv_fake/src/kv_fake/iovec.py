@@ -1,0 +1,108 @@
+"""Scatter and gather by the kernel: ``sendmsg`` and ``recvmsg`` straight from and into memory, by address.
+
+Python's own ``socket.sendmsg`` wants one object for each piece; here a piece is a row of a NumPy array. The calls
+release the GIL. A wrong address makes the kernel say EFAULT; it can't crash the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+
+import numpy as np
+import numpy.typing as npt
+
+IOV_MAX = 1024
+"""Pieces that the kernel takes in one call."""
+
+
+class _MessageHeader(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_void_p), ("name_length", ctypes.c_uint32), ("iov", ctypes.c_void_p),
+        ("iov_length", ctypes.c_size_t), ("control", ctypes.c_void_p), ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )  # fmt: skip
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+for _function in (_libc.sendmsg, _libc.recvmsg):
+    _function.restype = ctypes.c_ssize_t
+    _function.argtypes = (ctypes.c_int, ctypes.POINTER(_MessageHeader), ctypes.c_int)
+_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+
+
+class Pieces:
+    """Pieces of memory that are sent or filled one after the other, over as many calls as it takes."""
+
+    def __init__(self, address: npt.NDArray[np.uint64], length: npt.NDArray[np.uint64]) -> None:
+        self._iov = np.stack((address, length), axis=1)
+        self._ends = np.cumsum(length, dtype=np.uint64)
+        self._next = 0
+        self._moved = 0
+        self.nbytes = int(self._ends[-1]) if len(self._ends) else 0
+        self._header = _MessageHeader()
+
+    def flip_bit(self, position: int) -> None:
+        """Send the byte at this position with one bit flipped; the memory itself is not touched."""
+        piece = int(np.searchsorted(self._ends, np.uint64(position), side="right"))
+        before = position - (int(self._ends[piece - 1]) if piece else 0)
+        address, length = (int(value) for value in self._iov[piece])
+        self._flipped = np.frombuffer(ctypes.string_at(address + before, 1), np.uint8) ^ np.uint8(1)
+        three = (
+            (address, before), (self._flipped.__array_interface__["data"][0], 1), (address + before + 1, length - before - 1)
+        )  # fmt: skip
+        rows = np.array([row for row in three if row[1]], np.uint64)
+        self._iov = np.concatenate((self._iov[:piece], rows, self._iov[piece + 1 :]))
+        self._ends = np.cumsum(self._iov[:, 1], dtype=np.uint64)
+
+    @property
+    def done(self) -> bool:
+        """Whether every byte has been moved."""
+        return self._moved == self.nbytes
+
+    def send(self, fd: int, *, wait: bool) -> bool:
+        """Send; True when all is sent. Without ``wait`` it stops when the socket takes no more. Raises ``OSError``."""
+        flags = socket.MSG_NOSIGNAL if wait else socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+        return self._move(_libc.sendmsg, fd, flags)
+
+    def receive(self, fd: int) -> bool:
+        """Fill all pieces; waits. Raises ``OSError``, and ``ConnectionResetError`` at the end of the stream."""
+        return self._move(_libc.recvmsg, fd, 0)
+
+    def _move(self, call: ctypes._NamedFuncPointer, fd: int, flags: int) -> bool:
+        while not self.done:
+            self._header.iov = self._iov.ctypes.data + 16 * self._next
+            self._header.iov_length = min(IOV_MAX, len(self._iov) - self._next)
+            moved = call(fd, ctypes.byref(self._header), flags)
+            if moved > 0:
+                self._advance(moved)
+            elif moved == 0:
+                raise ConnectionResetError(errno.ECONNRESET, "the stream ended in the middle of a frame")
+            else:
+                number = ctypes.get_errno()
+                if number in (errno.EAGAIN, errno.EWOULDBLOCK):
+                    return False
+                if number != errno.EINTR:
+                    raise OSError(number, os.strerror(number))
+        return True
+
+    def _advance(self, moved: int) -> None:
+        self._moved += moved
+        self._next = int(np.searchsorted(self._ends, np.uint64(self._moved), side="right"))
+        if self._next < len(self._iov):
+            left = int(self._ends[self._next]) - self._moved
+            self._iov[self._next, 0] += self._iov[self._next, 1] - np.uint64(left)
+            self._iov[self._next, 1] = left
+
+
+def is_mapped(address: int, nbytes: int) -> bool:
+    """Whether every page of this range is mapped in this process."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    start = address - address % page
+    stop = -(-(address + nbytes) // page) * page
+    if stop > 2**63:
+        return False
+    resident = np.empty((stop - start) // page, np.uint8)
+    return bool(_libc.mincore(start, stop - start, resident.ctypes.data) == 0)

@@ -1,0 +1,256 @@
+"""The inbound side: listens, and writes what peers send straight into registered memory. One thread a connection.
+
+A thread that serves a connection blocks in the kernel, without the GIL, for as long as bytes come; a peer that sends
+nothing costs nothing. ``shutdown`` of the socket ends such a wait at once, which is what makes a fence quick.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import secrets
+import socket
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+
+from kv_core import TransportError
+from kv_fake.iovec import Pieces
+from kv_fake.memory import RegisteredMemory
+from kv_fake.wire import (
+    ACCEPTED,
+    HEADER_BYTES,
+    PREAMBLE_BYTES,
+    REFUSED,
+    SEGMENT_BYTES,
+    TOKEN_BYTES,
+    Ack,
+    Header,
+    Preamble,
+    Purpose,
+)
+
+MAX_CONNECTIONS = 4_096
+PREAMBLE_S = 10.0
+"""How long a stranger may take to say who he is."""
+JOIN_S = 5.0
+SCRATCH_BYTES = 1 << 20
+
+
+@dataclass(eq=False)
+class Inbound:
+    """One connection from a peer, and the thread that serves it."""
+
+    socket: socket.socket
+    thread: threading.Thread | None = None
+    preamble: Preamble | None = None
+    refused: bool = False
+
+
+@dataclass
+class NicCounts:
+    """What the NIC has seen."""
+
+    connections: int = 0
+    foreign: int = 0
+    frames: int = 0
+    refused_frames: int = 0
+    exceptions: int = 0
+
+
+class Nic:
+    """Listens for peers from ``open`` to ``close``."""
+
+    def __init__(self, memory: RegisteredMemory, logger: logging.Logger) -> None:
+        self._memory = memory
+        self._logger = logger
+        self.token = secrets.token_bytes(TOKEN_BYTES)
+        self.port = 0
+        self.counts = NicCounts()
+        self.running = threading.Event()  # cleared while the NIC is frozen by a fault script
+        self.running.set()
+        self._listener: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._inbound: set[Inbound] = set()
+        self._fenced: dict[str, int] = {}  # writer -> highest generation that may not write any more
+        self._retired: dict[str, int] = {}  # writer -> highest number of its connections that are read no more
+        self._closing = False
+
+    def open(self, host: str) -> None:
+        """Listen on a free port of this host. Raises ``TransportError``."""
+        try:
+            family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+            self._listener = socket.create_server((host, 0), family=family, backlog=1024)
+        except OSError as error:
+            raise TransportError(
+                f"can't listen on host {host!r}: {error}. Set TransferConfig.host to an address of this machine",
+                quiescent=True,
+            ) from error
+        self.port = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._accept, name=f"kv-fake-nic-{self.port}")
+        self._thread.start()
+
+    def fence(self, writer: str, generation: int) -> None:
+        """Return when no byte of this writer's generations up to this one can land. Raises ``TransportError``."""
+        with self._lock:
+            self._fenced[writer] = max(generation, self._fenced.get(writer, generation))
+            doomed = [c for c in self._inbound if self._is_from(c, writer) and self._refuses(c.preamble)]
+        self._end(doomed)
+
+    def close(self) -> None:
+        """Stop reading, then stop listening: who finds the port refused knows that nothing is read. Idempotent."""
+        with self._lock:
+            self._closing = True  # from now on a new connection is closed at once
+            doomed = list(self._inbound)
+            listener, self._listener = self._listener, None
+        self.running.set()
+        self._end(doomed)
+        if listener is not None:
+            listener.shutdown(socket.SHUT_RDWR)  # ends accept()
+            if self._thread is not None:
+                self._thread.join(JOIN_S)
+            listener.close()
+
+    # -- connections -----------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        listener = self._listener
+        while listener is not None:
+            try:
+                connection, _ = listener.accept()
+            except OSError as error:
+                if self._stopped() or error.errno == errno.EINVAL:
+                    break
+                self.counts.exceptions += 1  # no descriptors left, say: the next one may fare better
+                threading.Event().wait(0.05)
+                continue
+            inbound = Inbound(connection)
+            with self._lock:
+                if self._stopped() or len(self._inbound) >= MAX_CONNECTIONS:
+                    connection.close()
+                    continue
+                self._inbound.add(inbound)
+                self.counts.connections += 1
+            inbound.thread = threading.Thread(target=self._serve, args=(inbound,), name=f"kv-fake-in-{self.port}")
+            inbound.thread.start()
+
+    def _stopped(self) -> bool:
+        return self._closing
+
+    def _serve(self, inbound: Inbound) -> None:
+        try:
+            inbound.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._greet(inbound):
+                while self._frame(inbound):
+                    self.running.wait()
+        except OSError as error:
+            self._logger.debug("a connection to the software NIC ended: %s", error)
+        except Exception:
+            self.counts.exceptions += 1
+            self._logger.exception("a connection to the software NIC was dropped")
+        finally:
+            inbound.socket.close()
+            with self._lock:
+                self._inbound.discard(inbound)
+
+    def _greet(self, inbound: Inbound) -> bool:
+        """Read the preamble and answer it; True if frames shall follow."""
+        inbound.socket.settimeout(PREAMBLE_S)
+        preamble = Preamble.unpack(_exactly(inbound.socket, PREAMBLE_BYTES))
+        if preamble is None or not secrets.compare_digest(preamble.token, self.token):
+            self.counts.foreign += 1
+            return False
+        if preamble.purpose == Purpose.RETIRE:
+            self._retire(preamble)
+        with self._lock:
+            inbound.preamble = preamble
+            inbound.refused = preamble.purpose == Purpose.DATA and self._refuses(preamble)
+        inbound.socket.settimeout(None)
+        inbound.socket.sendall(REFUSED if inbound.refused else ACCEPTED)
+        return preamble.purpose == Purpose.DATA and not inbound.refused
+
+    def _retire(self, preamble: Preamble) -> None:
+        """Read the writer's connections up to this number no more; one that is not greeted yet will be refused."""
+        with self._lock:
+            writer = preamble.writer
+            self._retired[writer] = max(preamble.number, self._retired.get(writer, 0))
+            doomed = [c for c in self._inbound if self._is_from(c, writer) and self._refuses(c.preamble)]
+        self._end(doomed)
+
+    @staticmethod
+    def _is_from(inbound: Inbound, writer: str) -> bool:
+        preamble = inbound.preamble
+        return preamble is not None and preamble.writer == writer and preamble.purpose == Purpose.DATA
+
+    def _refuses(self, preamble: Preamble | None) -> bool:
+        assert preamble is not None, "asked for greeted connections only"
+        return (
+            preamble.generation <= self._fenced.get(preamble.writer, -1)
+            or preamble.number <= self._retired.get(preamble.writer, -1)
+        )  # fmt: skip
+
+    def _end(self, doomed: list[Inbound]) -> None:
+        for inbound in doomed:
+            _shutdown(inbound.socket)
+        for inbound in doomed:
+            if inbound.thread is not None and inbound.thread is not threading.current_thread():
+                inbound.thread.join(JOIN_S)
+                if inbound.thread.is_alive():
+                    raise TransportError(f"a thread of the software NIC did not end within {JOIN_S:g} s")
+
+    # -- frames ----------------------------------------------------------------------------------------------------
+
+    def _frame(self, inbound: Inbound) -> bool:
+        """Take one frame; False at the end of the stream or after nonsense."""
+        connection = inbound.socket
+        head = _exactly(connection, HEADER_BYTES, may_end=True)
+        header = Header.unpack(head) if head else None
+        if header is None:
+            self.counts.foreign += bool(head)
+            return False
+        table = np.frombuffer(_exactly(connection, header.segments * SEGMENT_BYTES), "<u8").reshape(-1, 3)
+        region, offset, length = (np.ascontiguousarray(table[:, i], np.uint64) for i in range(3))
+        if int(length.max()) > header.payload or int(length.sum()) != header.payload:
+            self.counts.foreign += 1
+            return False
+        address, refused = self._memory.locate(region, offset, length)
+        self.counts.frames += 1
+        if refused < 0:
+            Pieces(address, length).receive(connection.fileno())
+        else:
+            self.counts.refused_frames += 1
+            _drain(connection, header.payload)
+        connection.sendall(Ack(header.transfer, refused >= 0, max(refused, 0)).pack())
+        return True
+
+
+def _exactly(connection: socket.socket, count: int, *, may_end: bool = False) -> bytes:
+    data = bytearray(count)
+    view = memoryview(data)
+    while view:
+        got = connection.recv_into(view)
+        if got == 0:
+            if may_end and len(view) == count:
+                return b""
+            raise ConnectionResetError(errno.ECONNRESET, "the stream ended early")
+        view = view[got:]
+    return bytes(data)
+
+
+def _drain(connection: socket.socket, count: int) -> None:
+    scratch = bytearray(min(count, SCRATCH_BYTES))
+    while count:
+        got = connection.recv_into(scratch, min(count, len(scratch)))
+        if got == 0:
+            raise ConnectionResetError(errno.ECONNRESET, "the stream ended early")
+        count -= got
+
+
+def _shutdown(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError as error:
+        if error.errno not in (errno.ENOTCONN, errno.EBADF):
+            raise

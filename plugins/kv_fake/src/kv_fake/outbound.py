@@ -1,0 +1,314 @@
+"""The outbound side: one connection to each peer, and the thread that keeps it busy.
+
+The thread blocks in the kernel, without the GIL, while a peer takes its time; so a frozen peer holds up nobody else. The
+owner thread tries a first non-blocking write itself, which spares small frames the hand-over.
+
+**What may still land after a connection broke?** What the kernel had taken from us may lie in the peer's receive buffer,
+and its NIC may still read it, whatever error we saw here. Three things prove that it will not: the end of the peer's
+stream (a NIC never half-closes, so it has closed the socket); the NIC's answer to a RETIRE request; and a refused
+connection to the NIC's port, which is closed only after all of its connections are (or by the end of the process).
+Until one of them is seen, such a transfer is FAILED but not quiescent.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from kv_core import TransferState, TransportError
+from kv_core.contract.transport import PeerKey, Transfer
+from kv_fake.iovec import Pieces
+from kv_fake.wire import ACCEPTED, ACK_BYTES, Ack, Descriptor, Preamble, Purpose
+
+CONNECT_S = 5.0
+RETIRE_AGAIN_S = 0.2
+JOIN_S = 5.0
+BUFFER_BYTES = 4 << 20
+
+
+class FakeTransfer(Transfer):
+    """One frame on its way. Written by one thread at a time; ``state`` last, so that who reads it finds the rest."""
+
+    __slots__ = ("error", "head", "number", "pieces", "quiescent", "started", "state")
+
+    def __init__(self, peer: PeerKey, number: int, head: bytes, pieces: Pieces | None, nbytes: int) -> None:
+        super().__init__(peer, nbytes)
+        self.number = number
+        self.head = head  # header and segment table: the first of the pieces, kept alive here
+        self.pieces = pieces
+        self.started = False
+        self.state = TransferState.PENDING
+        self.quiescent = False
+        self.error: str | None = None
+
+    def finish(self) -> None:
+        """Every byte is in the peer's memory."""
+        self.quiescent = True
+        self.state = TransferState.DONE
+
+    def fail(self, error: str, *, quiescent: bool) -> None:
+        """The transfer failed; the first error stays."""
+        self.error = self.error or error
+        self.quiescent = self.quiescent or quiescent
+        self.state = TransferState.FAILED
+
+
+class Outbound:
+    """The connection to one generation of one peer. ``wake`` tells the owner thread that something has changed, ``bury``
+    gives it a broken socket to close (it may be in its selector).
+    """
+
+    def __init__(
+        self, me: str, peer: PeerKey, descriptor: Descriptor, wake: Callable[[], None],
+        bury: Callable[[socket.socket], None],
+    ) -> None:  # fmt: skip
+        self.peer = peer
+        self._me = me
+        self._descriptor = descriptor
+        self._wake = wake
+        self._bury = bury
+        self._lock = threading.Condition()
+        self._queue: deque[FakeTransfer] = deque()  # not yet given to the kernel
+        self._posted: dict[int, FakeTransfer] = {}  # given to the kernel, not acknowledged
+        self._suspect: list[FakeTransfer] = []  # failed, and not proven quiescent
+        self._socket: socket.socket | None = None
+        self._acks = b""
+        self._number = 0
+        self._to_retire = 0
+        self._sending = False
+        self._removed = False
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    # -- owner thread ----------------------------------------------------------------------------------------------
+
+    def submit(self, transfer: FakeTransfer) -> None:
+        """Post a frame. Never waits. Raises ``TransportError`` once the peer was removed."""
+        with self._lock:
+            if self._removed:
+                raise TransportError(f"peer {self.peer.name[:8]} was removed", quiescent=True)
+            direct = self._socket is not None and not self._queue and not self._sending
+            if not direct:
+                self._queue.append(transfer)
+            else:
+                self._posted[transfer.number] = transfer
+                transfer.started = self._sending = True
+            connection = self._socket
+        if direct and connection is not None:
+            self._send_directly(connection, transfer)
+        self._hand_over()
+
+    def _send_directly(self, connection: socket.socket, transfer: FakeTransfer) -> None:
+        try:
+            complete = transfer.pieces is None or transfer.pieces.send(connection.fileno(), wait=False)
+        except OSError as error:
+            self._lost(connection, f"sending failed: {error}", proof=False)
+            complete = True
+        with self._lock:
+            self._sending = False
+            if not complete and transfer.state is TransferState.PENDING:
+                self._queue.appendleft(transfer)
+
+    def _hand_over(self) -> None:
+        with self._lock:
+            if self._queue or self._to_retire:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name=f"kv-fake-out-{self.peer.name[:8]}")
+                    self._thread.start()
+                self._lock.notify()
+
+    def readable(self, connection: socket.socket) -> None:
+        """Take the acknowledgements that have come in."""
+        try:
+            data = connection.recv(1 << 16, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lost(connection, f"the connection broke: {error}", proof=False)
+            return
+        if not data:
+            self._lost(connection, "the peer's NIC closed the connection", proof=True)
+            return
+        data = self._acks + data
+        whole = len(data) - len(data) % ACK_BYTES
+        self._acks = data[whole:]
+        for ack in Ack.unpack_all(data[:whole]):
+            with self._lock:
+                transfer = self._posted.pop(ack.transfer, None)
+            if transfer is not None and ack.refused:
+                transfer.fail(
+                    f"the peer's NIC refused segment {ack.segment}: it is not inside registered memory", quiescent=True
+                )
+            elif transfer is not None:
+                transfer.finish()
+
+    def cancel(self, transfer: FakeTransfer) -> None:
+        """Drop a frame of which no byte was sent; one that was begun is finished."""
+        with self._lock:
+            if transfer.started or transfer not in self._queue:
+                return
+            self._queue.remove(transfer)
+        transfer.fail("cancelled before a byte was sent", quiescent=True)
+
+    def remove(self) -> None:
+        """Refuse further frames and end the connection; what was begun stays until its end is proven."""
+        with self._lock:
+            self._removed = True
+            connection, begun = self._socket, bool(self._posted)
+        self._fail_queued("the peer was removed")
+        if connection is not None:
+            self._lost(connection, "the peer was removed", proof=not begun)
+        self._hand_over()
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """Where the peer's NIC is."""
+        return self._descriptor
+
+    @property
+    def connection(self) -> socket.socket | None:
+        """The connection whose acknowledgements are to be read."""
+        return self._socket
+
+    @property
+    def idle(self) -> bool:
+        """Whether a removed peer owes nothing any more."""
+        with self._lock:
+            return not (self._queue or self._posted or self._suspect or self._to_retire)
+
+    def close(self) -> None:
+        """End the thread and the connection. Idempotent."""
+        self.remove()
+        with self._lock:
+            self._closed = True
+            self._lock.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join(JOIN_S)
+
+    # -- the peer's thread -----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                while not (self._queue and not self._sending) and not self._to_retire and not self._closed:
+                    if self._removed and not self._posted and not self._queue:
+                        self._thread = None
+                        return
+                    self._lock.wait()
+                if self._closed:
+                    return
+                retire, connection = self._to_retire, self._socket
+            if retire:
+                self._prove_retired(retire)
+            elif connection is None:
+                self._connect()
+            else:
+                self._send_queued(connection)
+
+    def _connect(self) -> None:
+        with self._lock:
+            self._number += 1
+            number = self._number
+        try:
+            connection = self._dial(Purpose.DATA, number)
+        except OSError as error:
+            self._fail_queued(
+                f"can't connect to the peer's NIC at {self._descriptor.host}:{self._descriptor.port}: {error}"
+            )
+            return
+        with self._lock:
+            self._socket = connection
+            self._acks = b""
+        self._wake()  # the owner reads its acknowledgements from now on
+
+    def _dial(self, purpose: Purpose, number: int) -> socket.socket:
+        where = self._descriptor
+        connection = socket.create_connection((where.host, where.port), timeout=CONNECT_S)
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # unsent bytes die
+            connection.sendall(Preamble(where.token, self._me, self.peer.generation, purpose, number).pack())
+            answer = connection.recv(1)
+            if answer != ACCEPTED:
+                raise ConnectionRefusedError(errno.EPERM, f"the peer's NIC does not accept us (answer {answer!r})")
+            connection.settimeout(None)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _send_queued(self, connection: socket.socket) -> None:
+        with self._lock:
+            if not self._queue or self._socket is not connection:
+                return
+            transfer = self._queue.popleft()
+            self._posted[transfer.number] = transfer
+            transfer.started = self._sending = True
+        try:
+            if transfer.pieces is not None:
+                transfer.pieces.send(connection.fileno(), wait=True)
+        except OSError as error:
+            self._lost(connection, f"sending failed: {error}", proof=False)
+        finally:
+            with self._lock:
+                self._sending = False
+
+    def _prove_retired(self, number: int) -> None:
+        """Ask the peer's NIC to read connection ``number``, and those before it, no more."""
+        try:
+            self._dial(Purpose.RETIRE, number).close()
+            proven = True
+        except ConnectionRefusedError as error:
+            proven = error.errno == errno.ECONNREFUSED
+        except OSError:
+            proven = False
+        with self._lock:
+            if proven:
+                suspects, self._suspect = self._suspect, []
+                self._to_retire = 0
+            else:
+                suspects = []
+                self._lock.wait_for(lambda: self._closed, RETIRE_AGAIN_S)
+        for transfer in suspects:
+            transfer.fail("", quiescent=True)
+        self._wake()
+
+    # -- the end of a connection -----------------------------------------------------------------------------------
+
+    def _lost(self, connection: socket.socket, why: str, *, proof: bool) -> None:
+        with self._lock:
+            if self._socket is not connection:
+                return
+            self._socket = None
+            begun = list(self._posted.values())
+            self._posted.clear()
+            if begun and not proof:
+                self._suspect += begun
+                self._to_retire = self._number
+            half = [transfer for transfer in self._queue if transfer.started]
+            for transfer in half:
+                self._queue.remove(transfer)
+        try:
+            connection.shutdown(socket.SHUT_RDWR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+        self._bury(connection)
+        for transfer in begun:
+            transfer.fail(why, quiescent=proof)
+        self._hand_over()
+        self._wake()
+
+    def _fail_queued(self, why: str) -> None:
+        with self._lock:
+            doomed = [transfer for transfer in self._queue if not transfer.started]
+            for transfer in doomed:
+                self._queue.remove(transfer)
+        for transfer in doomed:
+            transfer.fail(why, quiescent=True)
+        self._wake()
