@@ -21,7 +21,14 @@ from kv_core.contract.enums import Capability, MemoryKind, Role, ThreadingModel,
 from kv_core.contract.failures import TransportError
 from kv_core.contract.memory import Buffer, KVArgs, Pool, Region, Topology
 from kv_core.contract.transport import (
-    PeerKey, Prepared, Transfer, TransferBatch, TransferPlan, TransferProgress, Transport, TransportContext,
+    PeerKey,
+    Prepared,
+    Transfer,
+    TransferBatch,
+    TransferPlan,
+    TransferProgress,
+    Transport,
+    TransportContext,
 )  # fmt: skip
 from kv_core.layout import MemoryLayout
 from kv_core.protocol.chunks import ChunkResult, TransferKVChunk
@@ -44,6 +51,11 @@ def until(condition: Callable[[], object], what: str = "the condition") -> None:
     while not condition():
         assert monotonic() < end, f"{what} did not come true within {LIMIT_S:g} s"
         pause.wait(0.001)
+
+
+def settings(**changes: Any) -> TransferConfig:
+    """One queue unless a test wants more, so that chunks are posted in the order in which they are put."""
+    return TransferConfig(**{"queue_shards": 1, **changes})
 
 
 class Memory:
@@ -359,6 +371,7 @@ class Bench:
         self.source = source
         self.sink = RecordingSink()
         self.targets: dict[str, Memory] = {}
+        self._kept: list[Memory] = []  # a peer that is replaced may still be written to
         self.engine = TransferEngine(
             transport, source.layout, Topology(), config, self.sink, clock, logging.getLogger("test.transfer"),
             capabilities=capabilities,
@@ -376,6 +389,7 @@ class Bench:
         """A new peer that the engine does not know yet."""
         memory = Memory(**shape) if shape else Memory()
         self.targets[name] = memory
+        self._kept.append(memory)
         liveness = PeerLiveness(1.0, 2, 5, 0.0)
         return Peer(name, generation, "tcp://127.0.0.1:1", liveness, layout=memory.layout)
 
@@ -433,7 +447,7 @@ def bench(
     start: bool = True, checked: bool = True,
 ) -> Iterator[Bench]:  # fmt: skip
     """A started engine; closed at the end, and then nothing may be left of it."""
-    config = config or TransferConfig()
+    config = config or settings()
     made = Bench(transport or DoubleTransport(config), config, capabilities, clock, source or Memory(seed=7))
     if start:
         made.engine.start()

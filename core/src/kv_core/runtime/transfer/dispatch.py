@@ -7,6 +7,7 @@ one peer, up to ``OPEN_JOBS`` chunks take turns batch by batch, so that a room o
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 from kv_core.contract.config import TransferConfig
@@ -24,6 +25,8 @@ from kv_core.runtime.transfer.reports import Reports
 from kv_core.runtime.transfer.shards import Shards
 from kv_core.runtime.transfer.troubles import SURVIVED, Troubles, described
 
+REMEMBERED = 4_096
+"""Peers that were removed: so many are remembered, for chunks that come later than the removal."""
 OPEN_JOBS = 8
 """Chunks to one peer whose batches take turns."""
 BATCHES_IN_WINDOW = 4
@@ -56,6 +59,7 @@ class Dispatcher:
         self._outstanding: Outstanding
         self._runnable: dict[PeerState, None] = {}
         self._closing = ""
+        self._gone: OrderedDict[PeerKey, None] = OrderedDict()  # removed lately
         self.peers: dict[PeerKey, PeerState] = {}
         self.active: set[ChunkJob] = set()
         self.lost = 0
@@ -70,29 +74,35 @@ class Dispatcher:
 
     def peer_ready(self, key: PeerKey, plan: TransferPlan, prepared: Prepared) -> None:
         """Chunks for this peer may be posted from now on."""
+        self._gone.pop(key, None)
         peer = self._peer(key)
         peer.plan, peer.prepared, peer.problem = plan, prepared, ""
         self._runnable[peer] = None
 
     def peer_unusable(self, key: PeerKey, problem: str) -> None:
         """Chunks for this peer fail from now on."""
+        self._gone.pop(key, None)
         peer = self._peer(key)
         peer.prepared, peer.problem = None, problem
         self._runnable[peer] = None
 
     def remove_peer(self, key: PeerKey) -> bool:
-        """Forget a peer: what waits for it is not posted any more. False if there was no such peer."""
+        """Forget a peer: what waits for it is not posted any more. False if nobody had added it."""
+        self._gone[key] = None
+        if len(self._gone) > REMEMBERED:
+            self._gone.popitem(last=False)
         peer = self.peers.pop(key, None)
         if peer is None:
             return False
-        peer.prepared, peer.problem = None, f"the peer {key.name} was removed"
+        added = peer.usable
+        peer.prepared, peer.problem = None, _removed(key)
         self._poster.remove(key)
         self._runnable.pop(peer, None)
         while peer.waiting:
             self._open(peer, peer.waiting.popleft())
         while peer.jobs:
             self._fail(peer.jobs.popleft(), peer.problem)
-        return True
+        return added
 
     def _peer(self, key: PeerKey) -> PeerState:
         peer = self.peers.get(key)
@@ -104,6 +114,9 @@ class Dispatcher:
 
     def enqueue(self, chunk: TransferKVChunk) -> None:
         """Put a chunk behind its peer. The peer may not be known yet: the order of two threads' effects is theirs."""
+        if chunk.peer in self._gone:
+            self.refuse(chunk, _removed(chunk.peer))
+            return
         peer = self._peer(chunk.peer)
         peer.waiting.append(chunk)
         self._runnable[peer] = None
@@ -315,8 +328,9 @@ class Dispatcher:
             job.error = message
         job.stop()
         if self._can_cancel:
-            for posting in list(job.postings):
-                self._outstanding.cancel(posting)
+            for posting in job.postings:
+                if not posting.failed:
+                    self._outstanding.cancel(posting)
 
     def _conclude(self, job: ChunkJob) -> None:
         """If nothing of the job is under way any more, say how it ended."""
@@ -375,3 +389,7 @@ class Dispatcher:
                 job.reported = True
                 self._reports.failed(job.chunk, job.error or self._closing, quiescent=False)
         self.active.clear()
+
+
+def _removed(key: PeerKey) -> str:
+    return f"the peer {key.name} was removed"
