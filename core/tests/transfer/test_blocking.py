@@ -14,6 +14,7 @@ from kv_core.contract.enums import Capability
 from kv_core.contract.failures import TransportError
 from kv_core.protocol.effects import RemovePeer
 from kv_core.protocol.lifecycle import Phase
+from kv_core.runtime.transfer.blocking import Submitter
 
 
 class Gate:
@@ -218,3 +219,21 @@ def test_closing_ends_every_thread():
         until(lambda: all(map(b.has_landed, chunks)))
         assert b.engine.close(0.0)
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("kv-submit")]
+
+
+def test_a_system_without_threads_fails_the_room_and_not_the_owner(monkeypatch):
+    with blocking() as (b, _):
+        peer = b.peer("decode")
+        until(lambda: b.engine.snapshot()["peers"] == 1)
+
+        def refuse(_submitter):
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Submitter, "start", refuse)
+            chunk = b.submit(peer, [1], [1])
+            until(lambda: b.failure(chunk))
+        text = "TransportError: no thread could be started to submit to peer decode: can't start new thread"
+        assert b.failure(chunk) == (text, True)
+        again = b.submit(peer, [1], [1])
+        until(lambda: b.has_landed(again))

@@ -20,7 +20,7 @@ from kv_core.protocol.messages import ChunkDigest
 from kv_core.protocol.peers import Peer
 from kv_core.protocol.rooms import Offer, Room, RoomLink
 from kv_core.runtime.transfer import AuxDataCodec
-from kv_core.runtime.transfer.digest import SCRATCH_BYTES, Hasher
+from kv_core.runtime.transfer.digest import DIRECT_BYTES, Hasher
 
 PLACE = Topology()
 
@@ -38,7 +38,7 @@ def straight(memory: Memory, batch: Batch) -> int:
     return stream.intdigest()
 
 
-@pytest.mark.parametrize("page_bytes", [1, 64, 4096, SCRATCH_BYTES // 4, SCRATCH_BYTES + 3])
+@pytest.mark.parametrize("page_bytes", [1, 64, DIRECT_BYTES - 8, DIRECT_BYTES, 300_001])
 @pytest.mark.parametrize("pages", [[0], [3, 4, 5, 6], [6, 1, 4, 1], [5, 4, 3]])
 def test_the_digest_is_that_of_the_segments(page_bytes, pages):
     source = Memory(pages=8, layers=1, page_bytes=page_bytes, seed=5)

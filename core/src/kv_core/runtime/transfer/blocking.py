@@ -12,6 +12,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
+from kv_core.contract.failures import TransportError
 from kv_core.contract.transport import PeerKey, Transfer, Transport
 from kv_core.layout import Batch
 from kv_core.runtime.transfer.job import PeerState, Posting
@@ -124,7 +125,12 @@ class ThreadedPoster:
         submitter = self._submitters.get(key)
         if submitter is None:
             submitter = Submitter(key, self._transport, self._clock, self._on_answer)
-            submitter.start()
+            try:
+                submitter.start()
+            except RuntimeError as error:  # the system has no more threads for this process
+                text = f"no thread could be started to submit to peer {key.name}: {error}"
+                self._answers.on_refused(posting, TransportError(text, quiescent=True))
+                return
             self._submitters[key] = submitter
         self._unanswered += 1
         submitter.give(posting, batch)

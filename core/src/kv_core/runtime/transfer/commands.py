@@ -102,6 +102,9 @@ class Commands:
         if plan is None:
             if not isinstance(remote, MemoryLayout):
                 raise TypeError(f"the layout of peer {key.name} is not known here")
-            plan = plan_transfer(remote, self._layout, local_topology=self._topology, remote_topology=self._topology)
-            plan = self._source_plans[key] = mirror(plan)
+            plan = mirror(
+                plan_transfer(remote, self._layout, local_topology=self._topology, remote_topology=self._topology)
+            )
+            if key in self._dispatcher.peers:  # else it has gone meanwhile, and nobody would forget its plan
+                self._source_plans[key] = plan
         return plan

@@ -17,8 +17,12 @@ from kv_core.protocol.messages import ChunkDigest
 from kv_core.protocol.rooms import Offer
 from kv_core.runtime.transfer.memory import Bytes, HostMemory
 
-SCRATCH_BYTES = 1 << 20
-"""Items are gathered into a buffer of this size, which stays in the processor's cache, and hashed from there."""
+SCRATCH_BYTES = 1 << 18
+"""Small items are gathered into a buffer of this size, which stays in the processor's cache, and hashed from there."""
+DIRECT_BYTES = 1 << 13
+"""From this length on an item is hashed where it is: a call for each costs less than a copy (measured: 23 GB/s against
+15 at 16 KiB, 9 against 12 at 2 KiB).
+"""
 
 
 class Hasher:
@@ -68,7 +72,7 @@ class Hasher:
 
     def _gather(self, update: Callable[[Any], None], rows: npt.NDArray[np.uint8], items: npt.NDArray[np.intp]) -> None:
         length = rows[0].size
-        if length >= SCRATCH_BYTES // 4:  # copying would cost more than a call for each item
+        if length >= DIRECT_BYTES:
             for item in items.tolist():
                 update(np.ascontiguousarray(rows[item]).data)
             return

@@ -361,6 +361,8 @@ class Dispatcher:
             if not peer.usable and not peer.waiting:
                 del self.peers[peer.key]
                 self._runnable.pop(peer, None)
+            elif peer.waiting or peer.jobs:
+                self._runnable[peer] = None  # whatever went wrong before, it is looked at again
         self.sweep_jobs()
 
     def sweep_jobs(self) -> None:

@@ -80,7 +80,8 @@ class TransferEngine:
         return self._owner.stalled_s() if self._started and self._thread.is_alive() else 0.0
 
     def snapshot(self) -> dict[str, object]:
-        """Counts, all 0 at rest but ``peers``, and the totals ``dropped_chunks`` and ``stray_records``. Any thread.
+        """Counts, all 0 at rest (``peers`` when all were removed), and in ``totals`` what has been counted since the
+        start. Any thread.
 
         ``queued_by_shard``: chunks put and not yet claimed or dropped, the parked ones (source not ready) included.
         ``active_chunks``: claimed and without a conclusion. ``outstanding_*``: taken by the transport, not known to be
@@ -99,8 +100,7 @@ class TransferEngine:
             "lost_submissions": owner.dispatcher.lost,
             "commands": owner.commands.qsize(),
             "peers": len(owner.dispatcher.peers),
-            "dropped_chunks": owner.dispatcher.dropped,
-            "stray_records": owner.outstanding.strays,
+            "totals": {"dropped_chunks": owner.dispatcher.dropped, "stray_records": owner.outstanding.strays},
         }
 
     def health(self) -> dict[str, dict[str, object]]:
