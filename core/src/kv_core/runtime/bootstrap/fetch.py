@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from typing import NamedTuple
+from collections.abc import Coroutine
+from typing import Any, NamedTuple
 
 import aiohttp
 import yarl
@@ -69,11 +70,27 @@ async def fetch(
     url = yarl.URL.build(scheme="http", host=host, port=port, path=path)
     timeout = aiohttp.ClientTimeout(sock_connect=limits.connect_s, sock_read=limits.read_s)
     try:
-        return await asyncio.wait_for(_exchange(session, method, url, timeout, body), limits.total_s)
+        return await _within(limits.total_s, _exchange(session, method, url, timeout, body))
     except _TooLargeError as error:
         raise too_large(address, what, error.status) from None
     except (OSError, ValueError, asyncio.TimeoutError, aiohttp.ClientError) as error:
         raise _explained(error, address, what, limits) from error
+
+
+async def _within(limit_s: float, work: Coroutine[Any, Any, Answer]) -> Answer:
+    """``asyncio.wait_for`` that can always be cancelled: up to Python 3.11 that one drops a cancellation which comes in
+    the moment that the work is done (python/cpython#86296), and a probe that was told to end would go on for ever.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=limit_s)
+        if not task.done():
+            raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
 
 
 class _TooLargeError(Exception):
