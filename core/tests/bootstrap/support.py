@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import resource
 import selectors
 import socket
 import subprocess
@@ -161,6 +161,21 @@ def deaf_ports(count: int) -> Iterator[list[str]]:
 
 
 @contextmanager
+def silent_ports(count: int) -> Iterator[list[str]]:
+    """Addresses at which connections come about but nobody ever takes them: as many as the descriptors allow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * count + 500  # a descriptor here and one at the client, and some for the rest of the process
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(wanted, hard)), hard))
+    count = min(count, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 500) // 2)
+    try:
+        with ExitStack() as stack:
+            listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=8)) for _ in range(count)]
+            yield [f"127.0.0.1:{listener.getsockname()[1]}" for listener in listeners]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextmanager
 def mute_servers(count: int, greeting: bytes = b"") -> Iterator[list[str]]:
     """Addresses that accept every connection, say ``greeting`` once something came, and then nothing more."""
     ended = threading.Event()
@@ -259,7 +274,7 @@ def free_port() -> int:
 
 def open_descriptors() -> int:
     """How many descriptors this process has open."""
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def own_threads() -> list[str]:

@@ -28,7 +28,7 @@ def test_parsed_and_formatted(text, host, port):
 @pytest.mark.parametrize(
     "text",
     [
-        "", "host", "host:", ":80", "host:0", "host:65536", "host:-1", "host:+80", "host: 80", "host:80 ", "host:８０",
+        "", "host", "host:", ":80", "host:0", "host:65536", "host:-1", "host:+80", "host: 80", "host:80 ", "host:\uff18\uff10",
         "host:99999999999999999999", "::1:80", "[::1]80", "[::1:80", "[zz::1]:80", "[::1%]:80", "[::1%a/b]:80",
         "ho st:80", "host/path:80", "user@host:80", "http://host:80", "a" * 254 + ":80", "-h:80", "h\n:80", "[]:80",
     ],

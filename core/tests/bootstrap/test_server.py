@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import pickle  # noqa: TID251 - to see that it is refused
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from itertools import product
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 
@@ -25,11 +25,20 @@ from kv_core.contract.failures import BootstrapError, InvalidConfig, NotPicklabl
 from kv_core.runtime.bootstrap import BootstrapServer, guard, parse_address
 from kv_core.runtime.bootstrap.handlers import MAX_BODY_BYTES
 
+CHUNKED = b"PUT /route HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Type: application/json\r\n\r\n"
 WHOLE = "/route?prefill_dp_rank=-1&prefill_cp_rank=-1&target_tp_rank=-1&target_pp_rank=-1"
 
 
 def one(tp=0, pp=0, cp=0, dp=0):
     return f"/route?prefill_dp_rank={dp}&prefill_cp_rank={cp}&target_tp_rank={tp}&target_pp_rank={pp}"
+
+
+def ended(connection):
+    """Wait until the other side has ended the connection, in good order or with a reset."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
 
 
 def put(server, **changes):
@@ -177,11 +186,9 @@ def test_bad_requests_get_a_sentence(server, method, path, body, headers, status
         b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 20_000 + b"\r\n\r\n",
         b"GET /health HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % i for i in range(2_000)) + b"\r\n",
         b"PUT /route HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-        b"PUT /route HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n"
-        b"Content-Type: application/json\r\n\r\n{}",
-        b"PUT /route HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Type: application/json\r\n\r\nzz\r\n{}",
-        b"PUT /route HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Type: application/json\r\n\r\n"
-        + b"1000\r\n" + b" " * 4096 + b"\r\n0\r\n\r\n",
+        b"PUT /route HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 99999999999999999999\r\n\r\n{}",
+        CHUNKED + b"zz\r\n{}",
+        CHUNKED + b"1000\r\n" + b" " * 4096 + b"\r\n0\r\n\r\n",
     ],
 )  # fmt: skip
 def test_foreign_bytes_get_a_sentence_or_nothing(server, data):
@@ -190,11 +197,9 @@ def test_foreign_bytes_get_a_sentence_or_nothing(server, data):
         connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)
         answer = b""
-        try:
+        with suppress(ConnectionResetError):  # what it did not read it may hang up on
             while part := connection.recv(65_536):
                 answer += part
-        except ConnectionResetError:
-            pass  # noqa: S110 - closed on us with bytes unread
     assert not answer or answer.split()[1].startswith(b"4"), answer[:200]
     assert not answer or b'"error"' in answer, answer[:500]
     assert ask(server.address, "GET", one())[0] == 200
@@ -202,18 +207,14 @@ def test_foreign_bytes_get_a_sentence_or_nothing(server, data):
 
 
 def test_a_chunked_body_is_bounded_too(server):
-    head = b"PUT /route HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Type: application/json\r\n\r\n"
     with socket.create_connection(parse_address(server.address), timeout=LIMIT_S) as connection:
-        connection.sendall(head)
-        answer = b""
-        try:
+        connection.sendall(CHUNKED)
+        answer = b"not yet"
+        with suppress(BrokenPipeError, ConnectionResetError):  # it stops reading long before the end
             for _ in range(10_000):
                 connection.sendall(b"1000\r\n" + b" " * 4096 + b"\r\n")
             answer = connection.recv(65_536)
-        except OSError as error:
-            assert error.errno in (errno.EPIPE, errno.ECONNRESET)
-        else:
-            assert b" 413 " in answer
+    assert answer == b"not yet" or b" 413 " in answer
     until(lambda: server.snapshot()["connections"] == 0, "the connection is gone")
     assert server.snapshot()["refused"] == 1
 
@@ -227,10 +228,7 @@ def test_idle_and_slow_connections_are_ended(monkeypatch):
         slow.sendall(b"PUT /route HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{")
         for connection in (idle, slow):
             with connection:
-                try:
-                    assert connection.recv(1) == b""
-                except ConnectionResetError:
-                    pass  # noqa: S110 - aborted: just as good
+                assert ended(connection)
         until(lambda: server.snapshot()["connections"] == 0, "no connection is left")
 
 
@@ -293,10 +291,7 @@ def test_open_close_open_on_one_port_leaves_nothing_behind():
         with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as idle:
             server.close()
             server.close()
-            try:
-                assert idle.recv(1) == b""
-            except ConnectionResetError:
-                pass  # noqa: S110 - aborted: just as good
+            assert ended(idle)
         assert not server.health()["alive"]
     assert len(instances) == 20
     assert not own_threads()
@@ -305,7 +300,7 @@ def test_open_close_open_on_one_port_leaves_nothing_behind():
 
 def test_it_stays_in_its_process(server):
     with pytest.raises(NotPicklable, match="socket and a thread"):
-        pickle.dumps(server)
+        ForkingPickler.dumps(server)
 
 
 def test_a_program_that_forgets_to_close_ends_all_the_same():

@@ -67,7 +67,7 @@ class BootstrapClient:
                     stream=True,
                 ) as response:
                     return response.status_code, self._read(response, what)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, OverflowError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise self._explained(error, what) from error
 
     def _read(self, response: requests.Response, what: str) -> bytes:
