@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 import threading
 from collections import deque
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from time import monotonic
 
@@ -161,7 +163,31 @@ def test_two_hundred_channels_leave_nothing_behind() -> None:
     before = left()
     for _ in range(100):
         open_and_close()
+    # A thread that has been joined is still in the process table for a moment.
+    pause, end = threading.Event(), monotonic() + LIMIT_S
+    while left() != before:
+        assert monotonic() < end, f"{left()} instead of {before}"
+        pause.wait(0.01)
     assert left() == before
+
+
+def test_without_descriptors_a_channel_does_not_open_but_an_open_one_goes_on() -> None:
+    with opened() as one, opened() as other, ExitStack() as hogs:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 20, hard))
+        hogs.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        with suppress(OSError):
+            while True:
+                with pytest.raises(KVCoreError, match="ulimit"):
+                    make_channel().open()
+                hogs.enter_context(socket.socket())
+        assert one.send(other.endpoint, b"x")
+        assert one.send("tcp://127.0.0.1:1", b"x")
+        assert one.poll(0.1) == [], "nothing is known of anybody"
+        hogs.close()
+        got = poll_until(one, lambda got: bool(refused(got)))
+        assert frames(poll_until(other, bool)) == [b"x"]
+        assert (lost(got), refused(got)) == ([], ["tcp://127.0.0.1:1"])
 
 
 # -- endpoints -----------------------------------------------------------------------------------------------------

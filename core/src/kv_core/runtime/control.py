@@ -17,18 +17,14 @@ import zmq
 
 from kv_core.contract.failures import InvalidConfig, KVCoreError
 from kv_core.runtime.bootstrap.addresses import canonical_host, format_address, is_wildcard
-from kv_core.runtime.control_address import SCHEME, Address, NameResolver, bind_address, numeric_address, parse_endpoint
-from kv_core.runtime.control_outbound import Connection, Outbound, router
+from kv_core.runtime.control_address import SCHEME, Address, NameResolver, numeric_address, parse_endpoint
+from kv_core.runtime.control_outbound import Connection, Outbound
+from kv_core.runtime.control_sockets import Inbound, require_descriptors
 from kv_core.runtime.control_types import ConnectionLost, ConnectionRefused, Frame, Incoming
 from kv_core.runtime.control_wake import WakeUp
 
 __all__ = ["ConnectionLost", "ConnectionRefused", "ControlChannel", "Frame", "Incoming"]
 
-FRAMES_PER_POLL = 256
-INBOUND_QUEUE = 1_000
-"""Frames of one peer that wait to be read; beyond that, TCP holds the peer back."""
-LISTEN_BACKLOG = 1_024
-HANDSHAKE_MS = 10_000
 HELD_PER_NAME = 64
 """Frames that wait until the name in their endpoint is resolved."""
 DROP_REASONS = (
@@ -62,7 +58,7 @@ class ControlChannel:
         self._connections: dict[str, Connection] = {}  # by endpoint, as the caller writes it
         self._held: dict[str, deque[bytes]] = {}  # by endpoint, until its name is resolved
         self._dropped: Counter[str] = Counter(dict.fromkeys(DROP_REASONS, 0))
-        self._frames = {"frames_in": 0, "frames_out": 0}
+        self._sent = 0
         self._endpoint: str | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._open = False
@@ -92,40 +88,41 @@ class ControlChannel:
                 f"peers can't connect to {advertised!r}: set TransferConfig.advertised_host to an address or a name of "
                 f"this machine that they can reach (host {host!r} may stay)"
             )
-        # A context of its own: closing it ends its threads, and nobody else's sockets are in it.
-        self._context = zmq.Context()
-        self._inbound = router(self._context, self._max_bytes)
-        self._outbound = Outbound(self._context, self._max_connections, self._dropped)
-        self._outbound.open()
-        self._open = True
         try:
-            port = self._bind(host)
-            self._poller = zmq.Poller()
-            self._poller.register(self._inbound, zmq.POLLIN)
-            self._wake_descriptor = self._wake.open()
-            self._poller.register(self._wake_descriptor, zmq.POLLIN)
-            self._outbound.watch(self._poller)
+            require_descriptors()
+            # A context of its own: closing it ends its threads, and nobody else's sockets are in it.
+            self._context = zmq.Context()
+            port = self._open_sockets(self._context, host)
+        except (OSError, zmq.ZMQError) as error:
+            self._abandon()
+            raise KVCoreError(
+                f"the control channel can't be opened: {error} (see `ulimit -n` if it is files)"
+            ) from error
         except BaseException:
-            self.close()
+            self._abandon()
             raise
         self._endpoint = SCHEME + format_address(advertised, port)
+        self._open = True
         return self._endpoint
 
-    def _bind(self, host: str) -> int:
-        where = bind_address(host, self._port)
-        self._inbound.setsockopt(zmq.LINGER, 0)
-        self._inbound.setsockopt(zmq.RCVHWM, INBOUND_QUEUE)
-        self._inbound.setsockopt(zmq.BACKLOG, LISTEN_BACKLOG)
-        self._inbound.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        self._inbound.setsockopt(zmq.IPV6, int("[" in where))
-        try:
-            self._inbound.bind(where)
-        except zmq.ZMQError as error:
-            raise KVCoreError(
-                f"the control channel can't listen on {where}: {zmq.strerror(error.errno or 0)}; TransferConfig.host must "
-                f"be an address of this machine, and control_port a free port (0 takes one)"
-            ) from error
-        return int(str(self._inbound.getsockopt_string(zmq.LAST_ENDPOINT)).rpartition(":")[2])
+    def _open_sockets(self, context: zmq.Context[zmq.Socket[bytes]], host: str) -> int:
+        self._inbound = Inbound(context, self._max_bytes, self._dropped)
+        self._outbound = Outbound(context, self._max_connections, self._dropped)
+        port = self._inbound.open(host, self._port)
+        self._outbound.open()
+        self._poller = zmq.Poller()
+        self._wake_descriptor = self._wake.open()
+        self._poller.register(self._wake_descriptor, zmq.POLLIN)
+        self._inbound.watch(self._poller)
+        self._outbound.watch(self._poller)
+        return port
+
+    def _abandon(self) -> None:
+        if self._context is not None:
+            self._outbound.abandon()
+            self._context.destroy(0)
+            self._context = None
+        self._wake.close()
 
     def close(self) -> None:
         """Send what is queued for at most half a second, then let go of every socket and thread. Idempotent."""
@@ -138,7 +135,7 @@ class ControlChannel:
         self._held.clear()
         self._connections.clear()
         self._outbound.close()
-        self._inbound.close(0)
+        self._inbound.close()
         self._context.term()
         if not self._names.close():
             self._logger.warning("a name server still has not answered: the thread that asked it ends when it does")
@@ -171,7 +168,7 @@ class ControlChannel:
 
     def _send_on(self, connection: Connection, data: bytes) -> bool:
         sent = self._outbound.send(connection, data)
-        self._frames["frames_out"] += sent
+        self._sent += sent
         return sent
 
     def _send_first(self, endpoint: str, data: bytes) -> bool:
@@ -245,21 +242,8 @@ class ControlChannel:
             self._wake.clear()
         self._take_names()
         incoming = self._outbound.step(monotonic(), ready)
-        if self._inbound in ready:
-            self._take_frames(incoming)
+        self._inbound.take(ready, incoming)
         return incoming
-
-    def _take_frames(self, incoming: list[Incoming]) -> None:
-        for _ in range(FRAMES_PER_POLL):
-            try:
-                parts = self._inbound.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            if len(parts) == 2:
-                self._frames["frames_in"] += 1
-                incoming.append(Frame(parts[1]))
-            else:
-                self._drop("not_two_frames")
 
     def _take_names(self) -> None:
         if not self._names.waiting:
@@ -285,9 +269,10 @@ class ControlChannel:
         Any thread.
         """
         alive = self._outbound.counts() if self._open else {"connections": 0, "established": 0, "probes": 0}
+        taken = self._inbound.taken if self._endpoint is not None else 0
         return {
-            **alive, "resolving": self._names.waiting, "backlog": self.backlog, **self._frames,
-            "dropped": dict(self._dropped),
+            **alive, "resolving": self._names.waiting, "backlog": self.backlog, "frames_in": taken,
+            "frames_out": self._sent, "dropped": dict(self._dropped),
         }  # fmt: skip
 
 

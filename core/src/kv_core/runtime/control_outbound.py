@@ -1,34 +1,24 @@
 """The outbound half of a control channel: one ROUTER socket for every peer, and the monitor that tells how they fare.
 
-Facts about libzmq 4.3.5 that this is built on, each found by experiment:
-
-- A routing id given with CONNECT_ROUTING_ID stays with its connection through all reconnects, and what is sent before the
-  first connect is queued. Giving out one that is still in use aborts the *process* (an assertion), and a disconnected
-  connection keeps its own while it lingers: so every connection gets an id of its own, never used again.
-- Somebody who answers with anything but ZMTP (a web server, say) is taken for a peer that speaks ZMTP 1.0, and then a
-  connection that reconnects or is being closed aborts the process as well. A ZAP domain makes the library refuse every
-  version before 3.0; without a ZAP handler in the context it has no other effect.
-- A connection that breaks is told at once (DISCONNECTED); every failed attempt, whatever the cause, is told as CLOSED.
-- An event names the numeric address, not the routing id. Events of a connection that lingers can't be told from those of
-  its successor; at worst they cause one probe too many.
-- The monitor blocks the one I/O thread when its pipe is full: hence no limit on that pipe, and few event types.
+Built on the facts in ``control_sockets``.
 """
 
 from __future__ import annotations
 
 import errno
 import itertools
+import math
 import os
 import struct
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import zmq
 
 from kv_core.runtime.control_address import Address
 from kv_core.runtime.control_probe import RefusalProbes
+from kv_core.runtime.control_sockets import router
 from kv_core.runtime.control_types import ConnectionLost, ConnectionRefused, Incoming
 
 QUEUE_LENGTH = 1_000
@@ -59,7 +49,7 @@ class Connection:
     endpoints: list[str] = field(default_factory=list)
     established: bool = False
     descriptor: int = -1
-    attempt_at: float = 0.0
+    attempt_at: float = math.inf
     failed_handshakes: int = 0
     used: bool = True
     idle_since: float = 0.0
@@ -98,11 +88,10 @@ class Outbound:
         self._monitor.setsockopt(zmq.RCVHWM, 0)
         self._monitor.setsockopt(zmq.LINGER, 0)
         self._monitor.connect("inproc://events")
-        self._probe_descriptor = self._probes.open()
 
     def watch(self, poller: zmq.Poller) -> None:
         """Register everything that may have something for ``step``."""
-        for source in (self._socket, self._monitor, self._probe_descriptor):
+        for source in (self._socket, self._monitor, self._probes.open()):
             poller.register(source, zmq.POLLIN)
 
     # -- connections -----------------------------------------------------------------------------------------------
@@ -184,7 +173,7 @@ class Outbound:
         """When ``step`` has to be called at the latest."""
         return self._probes.next_deadline()
 
-    def step(self, now: float, ready: set[Any]) -> list[Incoming]:
+    def step(self, now: float, ready: set[object]) -> list[Incoming]:
         """Take what the monitor and the probes have to tell, and throw away what peers send the wrong way.
 
         ``ready``: what the poller said.
@@ -248,6 +237,7 @@ class Outbound:
         # An attempt that took this long was not refused but ran out of time. Saves the probe's time, proves nothing.
         if now - connection.attempt_at < 0.8 * CONNECT_TIMEOUT_MS / 1_000:
             self._probes.ask(connection.address)
+        connection.attempt_at = math.inf  # the next attempt may fail without having been told as begun
         return []
 
     def _on_refused(self, address: Address) -> list[Incoming]:
@@ -267,22 +257,14 @@ class Outbound:
             "probes": len(self._probes),
         }  # fmt: skip
 
+    def abandon(self) -> None:
+        """Let go of what is not in the context: enough where the sockets are closed with it."""
+        self._probes.close()
+
     def close(self) -> None:
         """Close the sockets; what is queued lingers in the context for ``LINGER_MS``."""
-        self._probes.close()
+        self.abandon()
         self._socket.disable_monitor()
         self._monitor.close(0)
         self._socket.close(LINGER_MS)
         self._connections.clear()
-
-
-def router(context: zmq.Context[zmq.Socket[bytes]], max_bytes: int) -> zmq.Socket[bytes]:
-    """A ROUTER socket with what both directions have in common."""
-    socket = context.socket(zmq.ROUTER)
-    socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
-    socket.setsockopt(zmq.ZAP_DOMAIN, b"kv-core")  # keeps old protocol versions out: see above
-    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 10)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
-    return socket
