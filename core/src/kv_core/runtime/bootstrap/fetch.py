@@ -91,6 +91,8 @@ async def _within(limit_s: float, work: Coroutine[Any, Any, Answer]) -> Answer:
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
+        if task.done() and not task.cancelled():
+            task.exception()  # looked at, so that asyncio does not report an error that nobody waits for any more
 
 
 class _TooLargeError(Exception):
