@@ -73,5 +73,3 @@ def test_pages_are_not_released_while_their_digests_and_auxiliary_rows_are_being
     prefill.clear(source)
     bench.pass_time(2)
     at_rest(prefill, decode)
-
-

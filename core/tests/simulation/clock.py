@@ -23,7 +23,7 @@ class Clock:
     def at(self, when: float, action: Callable[..., None], *args: Any) -> None:
         """Let ``action(*args)`` happen at ``when``, or now if that is over."""
         self._count += 1
-        heapq.heappush(self._heap, (when if when > self.now else self.now, self._count, action, args))
+        heapq.heappush(self._heap, (max(when, self.now), self._count, action, args))
 
     def after(self, delay: float, action: Callable[..., None], *args: Any) -> None:
         """Let ``action(*args)`` happen ``delay`` seconds from now."""

@@ -100,10 +100,10 @@ class DataPlane:
     def _launch(self, chunk: TransferKVChunk) -> None:
         rng, after = self._rng, self._world.clock.after
         handle = self._world.handle_of[self._process.name, chunk.room.life]
-        motion = Motion(chunk, handle, self._cause(handle))
-        self.motions[motion] = None
         units = self._units(chunk)
         rng.shuffle(units)
+        motion = Motion(chunk, handle, self._cause(handle, bool(units)))
+        self.motions[motion] = None
         count = max(1, min(len(units), rng.choice((1, 1, 2, 3))))
         motion.bursts = [units[i::count] for i in range(count)]
         pace = rng.choice((0.002, 0.1, 0.5))
@@ -123,10 +123,10 @@ class DataPlane:
         if not landing:
             self._maybe_over(motion)
 
-    def _cause(self, handle: Handle) -> str | None:
+    def _cause(self, handle: Handle, moves: bool) -> str | None:
         for i, cause in enumerate(handle.request.causes):
-            if cause.kind in TRANSFER_CAUSES and cause.index == handle.index and i not in handle.applied:
-                if cause.kind == "never_ready":
+            if cause.kind in TRANSFER_CAUSES and cause.rank == handle.index and i not in handle.applied:
+                if cause.kind == "never_ready" or (cause.kind == "corrupt" and not moves):
                     continue
                 handle.applied.add(i)
                 return cause.kind
@@ -228,7 +228,7 @@ class DataPlane:
     def _result(self, motion: Motion) -> ChunkResult:
         chunk, now = motion.chunk, self._world.clock.now
         handle = motion.handle
-        rows = ()
+        rows: tuple[bytes, ...] = ()
         if chunk.aux is not None and self._world.scenario.aux_inline:
             rows = (b"%d" % handle.uid,)
         digest = None

@@ -114,7 +114,7 @@ class Engine:
     def _begin(self, handle: Handle) -> None:
         request, after = handle.request, self._clock.after
         for i, cause in enumerate(request.causes):
-            mine = cause.kind in TIMED and cause.kind.endswith(handle.side) and cause.index == handle.index
+            mine = cause.kind in TIMED and cause.kind.endswith(handle.side) and cause.rank == handle.index
             if mine and cause.poll is None:
                 after(cause.delay, self._break, handle, i, cause)
         if handle.index == 0:
@@ -128,7 +128,7 @@ class Engine:
 
     def _has(self, handle: Handle, *kinds: str) -> bool:
         for i, cause in enumerate(handle.request.causes):
-            if cause.kind in kinds and cause.index == handle.index:
+            if cause.kind in kinds and cause.rank == handle.index:
                 handle.applied.add(i)
                 return True
         return False
@@ -158,7 +158,7 @@ class Engine:
             return
         request, after = handle.request, self._clock.after
         for i, cause in enumerate(request.causes):
-            mine = cause.kind in TIMED and cause.kind.endswith(handle.side) and cause.index == handle.index
+            mine = cause.kind in TIMED and cause.kind.endswith(handle.side) and cause.rank == handle.index
             if mine and cause.poll is poll:
                 after(cause.delay, self._break, handle, i, cause)
         if poll.terminal:

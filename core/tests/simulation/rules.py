@@ -7,7 +7,7 @@ from typing import Any
 from core.tests.simulation.memory import LAYERS
 from kv_core.contract.failures import MessageError
 from kv_core.layout.coverage import Coverage
-from kv_core.protocol.handshake import Difference, Fields, SourceRanks
+from kv_core.protocol.handshake import Difference, Fields, PeerLayout, SourceRanks
 
 
 class Items:
@@ -33,7 +33,7 @@ class Rules:
             raise MessageError("sizes must be non-negative numbers")
         return Items(dict(wire))
 
-    def differences(self, remote: Items, fields: Fields) -> list[Difference]:
+    def differences(self, remote: PeerLayout, fields: Fields) -> list[Difference]:
         """None: the fields say it all."""
         return []
 

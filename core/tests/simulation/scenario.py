@@ -34,10 +34,10 @@ TIMED = ("abort_decode", "clear_decode", "abort_prefill", "clear_prefill")
 
 
 class Cause(NamedTuple):
-    """Something that an engine or the data plane does wrong in a request. ``index``: which rank of that side."""
+    """Something that an engine or the data plane does wrong in a request. ``rank``: which rank of that side."""
 
     kind: str
-    index: int
+    rank: int
     poll: KVPoll | None  # when the room shows this state, plus delay; None: delay after opening
     delay: float
 
@@ -71,7 +71,9 @@ class Request:
     send_gap: float
     clear_delay: float
     causes: list[Cause] = field(default_factory=list)
-    oddities: list[tuple[str, str, float]] = field(default_factory=list)  # side, what, delay after opening: no harm done
+    oddities: list[tuple[str, str, float]] = field(
+        default_factory=list
+    )  # side, what, delay after opening: no harm done
     tainted: str = ""  # why the request may end in any way
     follower: Request | None = None  # the same number again
     polite: bool = True  # the follower waits until both sides have cleared
@@ -251,7 +253,7 @@ def _causes(
 ) -> list[Cause]:  # fmt: skip
     causes = []
     for _ in range(1 if rng.random() < 0.8 else 2):
-        kinds = DECODE_CAUSES + PREFILL_CAUSES + 3 * TRANSFER_CAUSES
+        kinds: tuple[str, ...] = DECODE_CAUSES + PREFILL_CAUSES + 3 * TRANSFER_CAUSES
         if profile == "data" and rng.random() < 0.8:
             kinds = TRANSFER_CAUSES
         kind = rng.choice(kinds)

@@ -140,6 +140,7 @@ class World:
         return all(not process.handles for process in self.living())
 
     def _rest(self) -> None:
+        self.network.calm()
         for handle in self.engine.handles:
             if handle.process.alive:
                 self.engine.clear(handle)

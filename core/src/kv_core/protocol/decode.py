@@ -10,12 +10,12 @@ from kv_core.contract.failures import MessageError
 from kv_core.contract.records import KVTransferMetric
 from kv_core.contract.transport import PeerKey
 from kv_core.protocol import messages as msg
-from kv_core.protocol.discovery import Discovery
+from kv_core.protocol.discovery import MAX_HELLO_ROOMS, Discovery
 from kv_core.protocol.effects import AddPeer, Effect, FencePeer, ProveDeath, VerifyDigests
 from kv_core.protocol.handshake import Difference, LayoutRules, differences, refusal
 from kv_core.protocol.lifecycle import Action, Event, Phase
 from kv_core.protocol.machine import Identity
-from kv_core.protocol.peers import Peer, PeerPhase
+from kv_core.protocol.peers import Peer, PeerPhase, Regret
 from kv_core.protocol.rooms import Offer, Room, RoomLink
 
 
@@ -25,6 +25,7 @@ class DecodeMachine(Discovery):
     def __init__(self, me: Identity, settings: TransferConfig, rules: LayoutRules, first_session: int = 1) -> None:
         super().__init__(me, settings, rules, first_session)
         self._orphans: dict[str, list[RoomLink]] = {}  # exposed links of ended sessions, by instance
+        self._on_timer["reconcile"] = self._reconcile
         self._actions |= {
             Action.OPEN_QUEUE: self._announce, Action.OFFER: self._offer, Action.VERIFY: self._verify,
             Action.CONCLUDE: self._conclude, Action.DRAIN: self._drain,
@@ -133,10 +134,22 @@ class DecodeMachine(Discovery):
         for link in room.links.values():
             if link.done:
                 self._push(link.peer, msg.Concluded(room.number, link.life, failure))
-            elif link.announced and not link.told:
+            elif not link.announced:
+                self._regret(room, link, failure)
+            elif not link.told:
                 self._push(link.peer, msg.Abort(room.number, link.life, failure))
             if not link.exposed:
                 link.peer.rooms.pop(link.life, None)
+
+    def _regret(self, room: Room, link: RoomLink, failure: msg.WireFailure) -> None:
+        """Let prefill know of a room that ended before it was announced: its engine may be waiting for us."""
+        peer = link.peer
+        if peer.phase is PeerPhase.GREETING and len(peer.regrets) < MAX_HELLO_ROOMS:
+            until = room.opened_at + self.settings.bootstrap_timeout_s
+            peer.regrets[room.number] = Regret(link.life, failure, until)
+        else:
+            self._push(peer, msg.Announce(room.number, link.life))
+            self._push(peer, msg.Abort(room.number, link.life, failure))
 
     def _metric(self, room: Room, now: float) -> KVTransferMetric:
         offered = room.bound_at
@@ -161,6 +174,9 @@ class DecodeMachine(Discovery):
         link = self._link(peer, message.life)
         if link is None or link.room.ended:
             return
+        if link.room.phase is not Phase.OFFERED:
+            self.counters["unexpected_messages"] += 1
+            return
         link.source_life = message.source_life
         if all(each.source_life for each in link.room.links.values()):
             link.room.bound_at = now
@@ -172,6 +188,9 @@ class DecodeMachine(Discovery):
         if link is None:
             return
         room = link.room
+        if not room.ended and (not link.source_life or link.done):
+            self.counters["unexpected_messages"] += 1
+            return
         link.exposed = False
         link.proof = "prefill said done"
         if room.ended:
@@ -209,10 +228,11 @@ class DecodeMachine(Discovery):
             self._fail_with(link.room, message.failure.failure(), now)
 
     def _on_quiesced(self, peer: Peer, message: msg.Quiesced, now: float) -> None:
-        link = peer.rooms.pop(message.life, None)
+        link = peer.rooms.get(message.life)
         if link is None or not link.room.ended:
             self.counters["stale_messages"] += 1
             return
+        del peer.rooms[message.life]
         self._unexpose(link, "prefill acknowledged that its writes have ended", now)
 
     def _on_session_quiesced(self, peer: Peer, message: msg.SessionQuiesced, now: float) -> None:
@@ -229,6 +249,7 @@ class DecodeMachine(Discovery):
             for link in peer.rooms.values():
                 link.exposed = False
                 link.proof = "prefill closed, its writes had ended"
+            self._unexpose_orphans(peer.name, peer.session, "prefill closed, its writes had ended", now)
         super()._on_bye(peer, packet, now)
 
     # -- proofs ----------------------------------------------------------------------------------------------------
@@ -267,9 +288,21 @@ class DecodeMachine(Discovery):
         process = peer.introduction.process if peer.introduction is not None else {}
         self._effects.append(ProveDeath(peer.key, process))
 
+    def _owes_proof(self, name: str) -> bool:
+        return name in self._orphans
+
+    def _reconcile(self, name: str, now: float) -> None:
+        """Pages wait for the word of a process that was lost. It may live: greet it, and a new session says it all."""
+        links = self._orphans.get(name)
+        if links and name not in self.peers:
+            lost = links[-1].peer
+            self._greet(self._new_greeting(name, lost.endpoint, lost.addr, now), now)
+
     def _peer_gone(self, peer: Peer, links: list[RoomLink], now: float) -> None:
         super()._peer_gone(peer, links, now)
         exposed = [link for link in links if link.exposed]
+        if self._owes_proof(peer.name) or exposed:
+            self._timers.set(("reconcile", peer.name), now + self._patience_s)
         if exposed:
             self._orphans.setdefault(peer.name, []).extend(exposed)
             if self.me.can_fence:
@@ -299,8 +332,13 @@ class DecodeMachine(Discovery):
             return
         peer.introduction, peer.layout, peer.label = told, layout, told.label
         self._effects.append(AddPeer(peer.key, told.descriptor, layout))
+        self._dead.pop(peer.name, None)
         self._timers.cancel(("hello", peer))
         self._peer_ready(peer, now)
+        for number, regret in peer.regrets.items():
+            self._push(peer, msg.Announce(number, regret.life))
+            self._push(peer, msg.Abort(number, regret.life, regret.failure))
+        peer.regrets.clear()
         self._recheck_waiting(peer, now)
 
     def _on_refuse(self, peer: Peer, packet: msg.Refuse, now: float) -> None:

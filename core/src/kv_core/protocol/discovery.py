@@ -21,7 +21,7 @@ HELLO_RETRY_S = 0.5
 NODE_IDLE_S = 10.0
 """How often a prefill instance that nobody asks for is considered for forgetting."""
 MAX_DEAD = 4_096
-"""Instances remembered as lost, so that a stale route to them is not followed."""
+"""Instances remembered as lost, so that a stale route to them is not followed for a while."""
 MAX_HELLO_ROOMS = 4_096
 
 
@@ -32,7 +32,7 @@ class Discovery(Machine):
         super().__init__(me, settings, rules)
         self.nodes: dict[str, Node] = {}
         self._session = first_session
-        self._dead: OrderedDict[str, None] = OrderedDict()
+        self._dead: OrderedDict[str, float] = OrderedDict()  # lost instances: until when they are shunned
         self._on_timer |= {"hello": self._greet, "resolve": self._resolve, "node": self._forget_idle_node}
 
     # -- routes ----------------------------------------------------------------------------------------------------
@@ -106,8 +106,9 @@ class Discovery(Machine):
             text = f"the prefill instance at {node.addr} can't serve this decode rank: {error}"
             self._fail(room, FailureCode.INCOMPATIBLE, text, Side.UNKNOWN, now=now, stage=FailureStage.HANDSHAKE)
             return
-        if any(address.instance_id in self._dead for address in addresses):
-            # The server still names a process that we lost: wait until its successor has registered.
+        if any(self._dead.get(address.instance_id, now) > now for address in addresses):
+            # The server still names a process that we lost: wait until its successor has registered. Not for ever: it
+            # may have been cut off for a while, and the next greeting finds out.
             room.last_error = f"the bootstrap server at {node.addr} still names a prefill process that is lost"
             node.route = None
             return
@@ -116,17 +117,23 @@ class Discovery(Machine):
         for address in addresses:
             peer = self.peers.get(address.instance_id)
             if peer is None:
-                self._session += 1
-                peer = self._new_peer(address.instance_id, self._session, address.endpoint, now)
-                peer.phase, peer.addr = PeerPhase.GREETING, node.addr
-                peer.awaiting[room.life] = room
-                self._greet(peer, now)
+                peer = self._new_greeting(address.instance_id, address.endpoint, node.addr, now)
             link = RoomLink(room, peer, room.life)
             room.links[(peer.name, room.life)] = link
             peer.rooms[room.life] = link
+            peer.regrets.pop(room.number, None)  # the number has begun anew
             if peer.phase is PeerPhase.GREETING or peer.liveness.state is Liveness.SUSPECT:
+                first = not peer.awaiting
                 peer.awaiting[room.life] = room
+                if first:
+                    self._greet(peer, now)
         self._check_ready(room, now)
+
+    def _new_greeting(self, name: str, endpoint: str, addr: str, now: float) -> Peer:
+        self._session += 1
+        peer = self._new_peer(name, self._session, endpoint, now)
+        peer.phase, peer.addr = PeerPhase.GREETING, addr
+        return peer
 
     def _check_ready(self, room: Room, now: float) -> None:
         if (
@@ -154,7 +161,10 @@ class Discovery(Machine):
     def _greet(self, peer: Peer, now: float) -> None:
         if peer.phase is not PeerPhase.GREETING:
             return
-        if not peer.awaiting:
+        for number, regret in list(peer.regrets.items()):
+            if regret.until <= now:
+                del peer.regrets[number]
+        if not peer.awaiting and not peer.regrets and not self._owes_proof(peer.name):
             peer.phase = PeerPhase.GONE
             del self.peers[peer.name]
             if not self._at(peer.endpoint):
@@ -164,7 +174,29 @@ class Discovery(Machine):
         peer.told_rooms.update(numbers)
         hello = msg.Hello(**self._header(peer), introduction=self.me.introduction, rooms=numbers)
         self._send(peer, hello)
-        self._timers.set(("hello", peer), now + HELLO_RETRY_S)
+        self._timers.set(("hello", peer), now + (HELLO_RETRY_S if numbers or peer.regrets else self._patience_s))
+
+    def _on_premature(self, peer: Peer, now: float) -> None:
+        soon = now + HELLO_RETRY_S  # the Welcome was lost, it seems: ask once more, before it takes us for dead
+        if (self._timers.get(("hello", peer)) or soon) > soon:
+            self._timers.set(("hello", peer), soon)
+
+    @property
+    def _patience_s(self) -> float:
+        """How long silence means death."""
+        return self.settings.probe_interval_s * self.settings.dead_after
+
+    def _owes_proof(self, name: str) -> bool:
+        """Whether pages wait for this instance's word that its writes have ended."""
+        raise NotImplementedError
+
+    def _session_ended(self, peer: Peer, now: float) -> None:
+        if peer.phase is PeerPhase.GREETING:  # it gave us up before its Welcome came through: with a new number, then
+            self._session += 1
+            peer.session = self._session
+        else:
+            super()._session_ended(peer, now)
+            self._dead.pop(peer.name, None)  # it lives
 
     def _refused(self, peer: Peer, failure: Failure, now: float) -> None:
         untold = [room.number for room in peer.awaiting.values() if room.number not in peer.told_rooms]
@@ -176,7 +208,8 @@ class Discovery(Machine):
         self._dead.pop(peer.name, None)  # it lives, and may be configured anew
 
     def _peer_gone(self, peer: Peer, links: list[RoomLink], now: float) -> None:
-        self._dead[peer.name] = None
+        self._dead.pop(peer.name, None)
+        self._dead[peer.name] = now + 2 * self._patience_s
         while len(self._dead) > MAX_DEAD:
             self._dead.popitem(last=False)
         for node in self.nodes.values():

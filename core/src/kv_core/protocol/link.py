@@ -89,7 +89,7 @@ class ReliableLink:
                 self.duplicates += 1
             elif number <= self._received + MAX_EARLY:
                 self._early[number] = message
-        if self._ack_due is None:
+        if messages and self._ack_due is None:  # a bare acknowledgement is not acknowledged: that would never end
             self._ack_due = now + ACK_DELAY_S
         due = []
         while self._received + 1 in self._early:

@@ -52,9 +52,10 @@ class PeerLiveness:
         return self._judge()
 
     def doubt(self, now: float) -> Liveness:
-        """The connection broke: suspect at once, and probe at once."""
-        self._doubted = True
-        self.next_probe = now
+        """The connection broke: suspect at once, and probe at once; a connection that flaps is one doubt, not many."""
+        if not self._doubted:
+            self._doubted = True
+            self.next_probe = now
         return self._judge()
 
     def die(self) -> Liveness:

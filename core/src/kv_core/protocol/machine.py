@@ -85,6 +85,8 @@ class Machine:
                 FailureCode.INVALID_REQUEST,
                 f"bootstrap_room must be an int from 0 to 2**63-1, got {str(number)[:64]!r}",
             )
+        elif self.closed:
+            problem = (FailureCode.CLOSED, f"the {self.me.role.value} manager was closed")
         elif room.number in self.table:
             other = self.table[room.number]
             state = f"has ended ({other.phase.value}) but was not cleared: call clear()" if other.ended else "is live"
@@ -231,6 +233,11 @@ class Machine:
             self._on_bye(peer, packet, now)
         elif peer.phase is PeerPhase.READY:
             self._on_session_packet(peer, packet, now)
+        else:
+            self._on_premature(peer, now)
+
+    def _on_premature(self, peer: Peer, now: float) -> None:
+        """For the peer the session stands; here its Welcome has not come."""
 
     def _on_session_packet(self, peer: Peer, packet: msg.Ping | msg.Pong | msg.Data, now: float) -> None:
         if isinstance(packet, msg.Pong):
@@ -258,21 +265,29 @@ class Machine:
     def _answer_stranger(self, packet: msg.Packet) -> None:
         self.counters["stale_packets"] += 1
         if isinstance(packet, msg.Ping) and ENDPOINT.fullmatch(packet.endpoint):
-            reset = msg.Reset(
-                sender=self.me.instance_id, receiver=packet.sender, session=packet.session, about=packet.receiver
-            )
-            self._effects.append(SendPacket(packet.endpoint, reset))
+            self._reset(packet, packet.endpoint)
+
+    def _reset(self, packet: msg.Packet, endpoint: str) -> None:
+        """Answer a packet of a session that is not, or not any more."""
+        reset = msg.Reset(
+            sender=self.me.instance_id, receiver=packet.sender, session=packet.session, about=packet.receiver
+        )
+        self._effects.append(SendPacket(endpoint, reset))
 
     def _on_reset(self, packet: msg.Reset, now: float) -> None:
         peer = self.peers.get(packet.about)
         if peer is None or peer.session != packet.session:
             self.counters["stale_packets"] += 1
         elif packet.sender == packet.about:
-            self._drop_peer(peer, FailureCode.PEER_LOST, "ended the session (it had declared this side dead)", now)
+            self._session_ended(peer, now)
         else:
             self._drop_peer(
                 peer, FailureCode.PEER_REPLACED, f"was replaced by another process ({packet.sender[:8]})", now
             )
+
+    def _session_ended(self, peer: Peer, now: float) -> None:
+        """The peer lives, but has ended the session."""
+        self._drop_peer(peer, FailureCode.PEER_LOST, "ended the session (it had declared this side dead)", now)
 
     def _on_hello(self, packet: msg.Hello, now: float) -> None:
         self.counters["unexpected_packets"] += 1
@@ -329,7 +344,7 @@ class Machine:
                 if peer.liveness.state is Liveness.OK:
                     self._tell_peer(peer, Liveness.SUSPECT, "the connection broke", now)
                 peer.liveness.doubt(now)
-                self._timers.set(("probe", peer), now)
+                self._timers.set(("probe", peer), peer.liveness.next_probe)
         return self._settle(now)
 
     def on_connection_refused(self, endpoint: str, now: float) -> list[Effect]:
@@ -398,7 +413,8 @@ class Machine:
             self._effects.append(Disconnect(peer.endpoint))
         if not greeting:
             self._effects.append(RemovePeer(peer.key))
-        self._tell_peer(peer, Liveness.DEAD, why, now)
+        if not greeting or links or waiting:  # a greeting that no room waited for is no news
+            self._tell_peer(peer, Liveness.DEAD, why, now)
 
     def _peer_gone(self, peer: Peer, links: list[RoomLink], now: float) -> None:
         raise NotImplementedError
@@ -408,6 +424,8 @@ class Machine:
     def tick(self, now: float) -> list[Effect]:
         """Do what has come due."""
         for kind, key in self._timers.due(now):
+            if isinstance(key, Peer) and key.phase is PeerPhase.GONE:
+                continue  # dropped by what came due just before: it must not set its timers anew
             self._on_timer[kind](key, now)
         return self._settle(now)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from kv_core.contract.transport import PeerKey
 from kv_core.protocol.handshake import PeerLayout
 from kv_core.protocol.link import ReliableLink
 from kv_core.protocol.liveness import PeerLiveness
-from kv_core.protocol.messages import Introduction
+from kv_core.protocol.messages import Introduction, WireFailure
 from kv_core.protocol.rooms import Room, RoomLink
 
 
@@ -19,6 +20,14 @@ class PeerPhase(Enum):
     GREETING = "greeting"
     READY = "ready"
     GONE = "gone"
+
+
+class Regret(NamedTuple):
+    """A room that ended here before the peer had heard of it: it shall hear of the end, if it can until then."""
+
+    life: int
+    failure: WireFailure
+    until: float
 
 
 @dataclass(eq=False)
@@ -38,6 +47,7 @@ class Peer:
     rooms: dict[int, RoomLink] = field(default_factory=dict)  # by the decode side's life
     awaiting: dict[int, Room] = field(default_factory=dict)  # decode: rooms that wait for the handshake, by life
     told_rooms: set[int] = field(default_factory=set)  # decode: numbers that a Hello has named
+    regrets: dict[int, Regret] = field(default_factory=dict)  # decode: by room number, until the handshake
     pings: int = 0
     stalled: bool = False
 

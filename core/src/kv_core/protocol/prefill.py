@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from kv_core.protocol.rooms import U64, PendingChunk, Room, RoomLink
 
 INBOX_MESSAGES = 8
 """The inbox holds as many bytes as this many messages of the greatest length."""
+MAX_ENDED = 4_096
+"""Decode processes of which the last session that ended here is remembered."""
 
 
 class PrefillMachine(Machine):
@@ -33,6 +36,7 @@ class PrefillMachine(Machine):
         self._inbox = Inbox(settings.max_inbox, INBOX_MESSAGES * settings.max_message_bytes)
         self._stones = Tombstones(settings.max_tombstones)
         self._old: dict[str, set[RoomLink]] = {}  # links of ended sessions that are still outstanding, by instance
+        self._ended: OrderedDict[str, int] = OrderedDict()  # the last session that ended here, by instance
         self._actions |= {Action.BIND: self._bind, Action.DONE: self._say_done, Action.DRAIN: self._drain}
         self._on_timer |= {"early": self._early_expired, "stones": self._expire_stones}
         self._on_message |= {
@@ -54,7 +58,7 @@ class PrefillMachine(Machine):
                 self._stones.drop(room.number)
             for news in early:
                 self._timers.cancel(("early", (news.peer, news.life)))
-                self._adopt(room, news, now)
+                self._take_up(room, news, now)
         return room, self._settle(now)
 
     def init(self, room: Room, num_kv_indices: int, aux_index: int | None, now: float) -> list[Effect]:
@@ -64,12 +68,19 @@ class PrefillMachine(Machine):
         elif room.expected is not None:
             self._invalid(room, f"init() was called twice (first with {room.expected} pages)", now)
         else:
-            room.expected = num_kv_indices
-            room.aux_index = aux_index
-            room.coverage = self.rules.coverage(num_kv_indices)
-            if room.phase is not Phase.OPEN:
-                self._check_counts(room, now)
+            self._expect(room, num_kv_indices, aux_index, now)
         return self._settle(now)
+
+    def _expect(self, room: Room, num_kv_indices: int, aux_index: int | None, now: float) -> None:
+        try:
+            room.coverage = self.rules.coverage(num_kv_indices)
+        except ValueError as error:
+            self._invalid(room, f"init(): {error}", now)
+            return
+        room.expected = num_kv_indices
+        room.aux_index = aux_index
+        if room.phase is not Phase.OPEN:
+            self._check_counts(room, now)
 
     def send(
         self, room: Room, local: U64, states: dict[str, U64], layers: range | None, ready: Ready | None, now: float
@@ -342,10 +353,7 @@ class PrefillMachine(Machine):
         if stone is not None:
             self._say_failed(early.peer, early.number, early.life, stone)
         elif room is not None and not room.ended:
-            if room.phase is Phase.OPEN:
-                self._adopt(room, early, now)
-            else:
-                self._say_failed(early.peer, early.number, early.life, _taken(room, self.me.label))
+            self._take_up(room, early, now)
         elif self._inbox.put(early):
             self._timers.set(("early", (early.peer, early.life)), early.expires)
         else:
@@ -358,6 +366,13 @@ class PrefillMachine(Machine):
                 ),
             )  # fmt: skip
 
+    def _take_up(self, room: Room, early: Early, now: float) -> None:
+        """News for a room of this number: it is the room's, unless others came first."""
+        if room.phase is Phase.OPEN:
+            self._adopt(room, early, now)
+        else:
+            self._say_failed(early.peer, early.number, early.life, room.failure or _taken(room, self.me.label))
+
     def _adopt(self, room: Room, early: Early, now: float) -> None:
         """Take up what a decode rank said of a room that is open."""
         key = (early.peer.name, early.life)
@@ -365,8 +380,9 @@ class PrefillMachine(Machine):
         if link is None:
             link = room.links[key] = RoomLink(room, early.peer, early.life)
             early.peer.rooms[early.life] = link
+        link.keep_until = now + self.settings.lease_s if early.metadata is None else early.expires
+        self._await_destinations(room)
         if early.metadata is None:
-            self._set_deadline(room, now + self.settings.lease_s)
             return
         problem = self._read_metadata(link, early.metadata)
         if problem:
@@ -375,6 +391,10 @@ class PrefillMachine(Machine):
         room.required = early.metadata.destinations
         if sum(each.pages is not None for each in room.links.values()) >= room.required:
             self._apply(room, Event.PEERS_KNOWN, now)
+
+    def _await_destinations(self, room: Room) -> None:
+        """Until when a room with destinations may stay open: none of them may lose its patience."""
+        self._set_deadline(room, min(link.keep_until for link in room.links.values()))
 
     def _read_metadata(self, link: RoomLink, metadata: msg.Metadata) -> str | None:
         layout = link.peer.layout
@@ -437,7 +457,8 @@ class PrefillMachine(Machine):
             link = peer.rooms.get(life)
             early = self._inbox.get(peer, life)
             if link is not None and link.room.phase is Phase.OPEN:
-                self._set_deadline(link.room, expires)
+                link.keep_until = expires
+                self._await_destinations(link.room)
             elif early is not None and early.metadata is None:
                 self._timers.set(("early", (peer, life)), expires)
 
@@ -472,6 +493,8 @@ class PrefillMachine(Machine):
         }[room.phase]  # fmt: skip
         if room.phase is Phase.OPEN and room.links:
             text = f"decode queued for the room, then renewed its lease no more (lease_s={settings.lease_s:g})"
+            if any(link.pages is not None for link in room.links.values()):
+                text = f"not all of {room.required} decode ranks named pages within waiting_timeout_s={settings.waiting_timeout_s:g}"
         text = f"{text} ({now - room.opened_at:.1f} s after opening{'; ' + peers if peers else ''})"
         self._fail(room, FailureCode.TIMEOUT, text, side, now=now, retryable=True)
 
@@ -484,10 +507,13 @@ class PrefillMachine(Machine):
         if packet.receiver != self.me.instance_id or not ENDPOINT.fullmatch(told.endpoint):
             self.counters["misaddressed_hellos"] += 1
             if ENDPOINT.fullmatch(told.endpoint):
-                reset = msg.Reset(
-                    sender=self.me.instance_id, receiver=packet.sender, session=packet.session, about=packet.receiver
-                )
-                self._effects.append(SendPacket(told.endpoint, reset))
+                self._reset(packet, told.endpoint)
+            return
+        if packet.session <= self._ended.get(packet.sender, 0):
+            # A late double, or a greeting that goes on although its session has ended here. Taken up once more, the
+            # session would begin at message 1 on this side alone.
+            self.counters["stale_packets"] += 1
+            self._reset(packet, told.endpoint)
             return
         if known is not None and known.session >= packet.session:
             if known.session == packet.session:
@@ -555,6 +581,10 @@ class PrefillMachine(Machine):
     def _peer_gone(self, peer: Peer, links: list[RoomLink], now: float) -> None:
         for early in self._inbox.take_peer(peer):
             self._timers.cancel(("early", (peer, early.life)))
+        self._ended.pop(peer.name, None)
+        self._ended[peer.name] = peer.session
+        while len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
         outstanding = {link for link in links if link.outstanding}
         if outstanding:
             self._old.setdefault(peer.name, set()).update(outstanding)

@@ -42,8 +42,8 @@ class RoomLink:
     """
 
     __slots__ = (
-        "announced", "aux_index", "aux_rows", "digests", "done", "exposed", "life", "outstanding", "owes_quiesced",
-        "pages", "peer", "prefix_len", "proof", "room", "source_life", "states", "told", "verdict",
+        "announced", "aux_index", "aux_rows", "digests", "done", "exposed", "keep_until", "life", "outstanding",
+        "owes_quiesced", "pages", "peer", "prefix_len", "proof", "room", "source_life", "states", "told", "verdict",
         "verifying",
     )  # fmt: skip
 
@@ -57,6 +57,7 @@ class RoomLink:
         self.states: dict[str, U64] = {}  # prefill: the remote items of each state pool
         self.aux_index: int | None = None  # prefill: the remote auxiliary row
         self.prefix_len = 0
+        self.keep_until = 0.0  # prefill: until when the other destinations are waited for
         self.outstanding = 0
         self.owes_quiesced = False
         self.exposed = False
