@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from kv_core import (
     Role,
     TransferConfig,
     load_backend,
-)  # fmt: skip
+)
 from tests.support.memory import Pages, RankMemory, Shape
 from tests.support.waiting import LIMIT_S, wait_until
 
@@ -27,12 +27,19 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 BACKEND = "fake"
+OTHERS: dict[str, Any] = {}
+"""Backends that are not installed, by the names under which tests find them."""
 SEED = 20_240_601
 QUICK: dict[str, Any] = {
     "bootstrap_timeout_s": 3.0, "waiting_timeout_s": 3.0, "transferring_timeout_s": 3.0, "draining_timeout_s": 1.0,
     "lease_s": 3.0, "close_timeout_s": 2.0, "probe_interval_s": 0.25,
 }  # fmt: skip
 """Deadlines for tests that have to wait for one."""
+
+
+def find(name: str) -> Any:
+    """A backend by its name."""
+    return OTHERS.get(name) or load_backend(name)
 
 
 class Pair:
@@ -63,14 +70,14 @@ class Pair:
             self.server = undo.enter_context(BootstrapServer(port=0))
             self.addr = self.server.address
             self.prefill: BaseKVManager = undo.enter_context(
-                load_backend(backends[0]).create_manager(
+                find(backends[0]).create_manager(
                     Role.PREFILL, self.source.args(**(prefill_args or {})),
                     TransferConfig(**({"bootstrap_addr": self.addr} | common | dict(prefill or {}))),
                     observers=prefill_observers,
                 )
             )  # fmt: skip
             self.decode: BaseKVManager = undo.enter_context(
-                load_backend(backends[1]).create_manager(
+                find(backends[1]).create_manager(
                     Role.DECODE, self.target.args(**(decode_args or {})), TransferConfig(**(common | dict(decode or {}))),
                     observers=decode_observers,
                 )
@@ -123,10 +130,56 @@ class Pair:
         sender.clear()
         receiver.clear()
 
+    @contextmanager
+    def cleaning(self) -> Iterator[None]:
+        """Rooms that the body opens and does not clear are cleared after it."""
+        with patched(self.prefill, "create_sender") as senders, patched(self.decode, "create_receiver") as receivers:
+            yield
+        for handle in senders + receivers:
+            handle.clear()
+
+    @contextmanager
+    def alongside(self) -> Iterator[None]:
+        """A good room that is in the middle of its life while the body runs, and is finished after it."""
+        room, pages = self.number(), [0, 1, 2]
+        self.target.wipe(pages)
+        receiver, sender = self.receiver(room), self.sender(room, pages)
+        receiver.send_metadata(pages)
+        sender.send(pages[:1])
+        try:
+            yield
+        except BaseException:
+            receiver.clear()
+            sender.clear()
+            raise
+        sender.send(pages[1:])
+        assert_success(sender, receiver)
+        assert self.target.holds(self.seed, room, pages), "the room that ran at the same time has wrong bytes"
+        receiver.clear()
+        sender.clear()
+
     def at_rest(self) -> None:
         """Wait until no counter of either side says that anything is alive."""
         for manager in (self.prefill, self.decode):
             assert_at_rest(manager)
+
+
+@contextmanager
+def patched(manager: BaseKVManager, create: str) -> Iterator[list[Any]]:
+    """Collects what a manager's ``create`` returns."""
+    made: list[Any] = []
+    original = getattr(manager, create)
+
+    def collect(*args: Any, **named: Any) -> Any:
+        handle = original(*args, **named)
+        made.append(handle)
+        return handle
+
+    setattr(manager, create, collect)
+    try:
+        yield made
+    finally:
+        delattr(manager, create)
 
 
 def assert_success(*handles: BaseKVSender | BaseKVReceiver) -> None:
