@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -14,29 +13,26 @@ from kv_core.contract.interfaces import Ready
 from kv_core.contract.records import KVTransferMetric, RoomEventKind
 from kv_core.protocol import messages as msg
 from kv_core.protocol.chunks import ChunkResult, TransferKVChunk
-from kv_core.protocol.effects import AddPeer, Effect, SendPacket, SubmitChunk
-from kv_core.protocol.handshake import Difference, LayoutRules, PeerLayout, differences, refusal
+from kv_core.protocol.effects import Effect, SubmitChunk
+from kv_core.protocol.handshake import LayoutRules, PeerLayout
 from kv_core.protocol.inbox import Early, Inbox, Tombstones
 from kv_core.protocol.lifecycle import Action, Event, Phase
-from kv_core.protocol.machine import ENDPOINT, Identity, Machine
+from kv_core.protocol.machine import Identity
 from kv_core.protocol.peers import Peer, PeerPhase
+from kv_core.protocol.reception import Reception
 from kv_core.protocol.rooms import U64, PendingChunk, Room, RoomLink
 
 INBOX_MESSAGES = 8
 """The inbox holds as many bytes as this many messages of the greatest length."""
-MAX_ENDED = 4_096
-"""Decode processes of which the last session that ended here is remembered."""
 
 
-class PrefillMachine(Machine):
+class PrefillMachine(Reception):
     """Machine of a prefill rank. See ``Machine`` for the rules of calling it."""
 
     def __init__(self, me: Identity, settings: TransferConfig, rules: LayoutRules) -> None:
         super().__init__(me, settings, rules)
         self._inbox = Inbox(settings.max_inbox, INBOX_MESSAGES * settings.max_message_bytes)
         self._stones = Tombstones(settings.max_tombstones)
-        self._old: dict[str, set[RoomLink]] = {}  # links of ended sessions that are still outstanding, by instance
-        self._ended: OrderedDict[str, int] = OrderedDict()  # the last session that ended here, by instance
         self._actions |= {Action.BIND: self._bind, Action.DONE: self._say_done, Action.DRAIN: self._drain}
         self._on_timer |= {"early": self._early_expired, "stones": self._expire_stones}
         self._on_message |= {
@@ -230,17 +226,8 @@ class PrefillMachine(Machine):
         if link.owes_quiesced:
             link.owes_quiesced = False
             self._push(peer, msg.Quiesced(link.room.number, link.life))
-        old = self._old.get(peer.name)
-        if old is not None:
-            old.discard(link)
-            if not old:
-                del self._old[peer.name]
-                self._say_session_quiesced(self.peers.get(peer.name))
+        self._forget_old(link)
         self._settle_room(link.room, now)
-
-    def _say_session_quiesced(self, peer: Peer | None) -> None:
-        if peer is not None and peer.phase is PeerPhase.READY:
-            self._push(peer, msg.SessionQuiesced(peer.session - 1))
 
     # -- actions ---------------------------------------------------------------------------------------------------
 
@@ -501,72 +488,8 @@ class PrefillMachine(Machine):
     def _renews(self, room: Room) -> bool:
         return not room.ended and room.phase is not Phase.OPEN
 
-    def _on_hello(self, packet: msg.Hello, now: float) -> None:
-        told = packet.introduction
-        known = self.peers.get(packet.sender)
-        if packet.receiver != self.me.instance_id or not ENDPOINT.fullmatch(told.endpoint):
-            self.counters["misaddressed_hellos"] += 1
-            if ENDPOINT.fullmatch(told.endpoint):
-                self._reset(packet, told.endpoint)
-            return
-        if packet.session <= self._ended.get(packet.sender, 0):
-            # A late double, or a greeting that goes on although its session has ended here. Taken up once more, the
-            # session would begin at message 1 on this side alone.
-            self.counters["stale_packets"] += 1
-            self._reset(packet, told.endpoint)
-            return
-        if known is not None and known.session >= packet.session:
-            if known.session == packet.session:
-                self._welcome(known)
-            else:
-                self.counters["stale_packets"] += 1
-            return
-        layout, problem = self._examine(packet)
-        if problem is not None:
-            self._refuse(packet, problem, now)
-            return
-        if known is not None:
-            self._drop_peer(known, FailureCode.PEER_LOST, "began a new session (it had declared this side dead)", now)
-        self._accept(packet, layout, now)
-
-    def _accept(self, packet: msg.Hello, layout: PeerLayout | None, now: float) -> None:
-        told = packet.introduction
-        peer = self._new_peer(packet.sender, packet.session, told.endpoint, now)
-        peer.introduction, peer.layout, peer.label = told, layout, told.label
-        self._effects.append(AddPeer(peer.key, told.descriptor, layout))
-        self._peer_ready(peer, now)
-        self._welcome(peer)
-        if peer.name not in self._old:
-            self._say_session_quiesced(peer)
-
-    def _examine(self, packet: msg.Hello) -> tuple[PeerLayout | None, Failure | None]:
-        told, mine = packet.introduction, self.me.introduction.fields
-        if packet.version != msg.PROTOCOL_VERSION:
-            found = [Difference("protocol_version", str(msg.PROTOCOL_VERSION), str(packet.version))]
-            return None, refusal(found, self.me.role, self.me.label, told.label)
-        if len(self.peers) >= self.settings.max_peers:
-            text = f"{len(self.peers)} decode ranks are connected, TransferConfig.max_peers allows no more"
-            return None, Failure(
-                FailureStage.HANDSHAKE, FailureCode.OVERLOADED, text, Side.PREFILL, True, self.me.label, told.label
-            )
-        found = differences(mine, told.fields)
-        try:
-            layout = self.rules.read(told.layout)
-            found += self.rules.differences(layout, told.fields)
-        except MessageError as error:
-            return None, Failure(
-                FailureStage.HANDSHAKE, FailureCode.INVALID_REQUEST, f"the memory layout that decode sent is wrong: {error}",
-                Side.DECODE, False, self.me.label, told.label,
-            )  # fmt: skip
-        return layout, refusal(found, self.me.role, self.me.label, told.label) if found else None
-
     def _refuse(self, packet: msg.Hello, failure: Failure, now: float) -> None:
-        self.counters["refused_handshakes"] += 1
-        answer = msg.Refuse(
-            sender=self.me.instance_id, receiver=packet.sender, session=packet.session,
-            failure=msg.WireFailure.of(failure),
-        )  # fmt: skip
-        self._effects.append(SendPacket(packet.introduction.endpoint, answer))
+        super()._refuse(packet, failure, now)
         for number in packet.rooms:
             room = self.table.get(number)
             if room is not None and room.phase is Phase.OPEN and not room.links:
@@ -575,19 +498,10 @@ class PrefillMachine(Machine):
             elif room is None:
                 self._bury(number, failure, now, remote=True)
 
-    def _welcome(self, peer: Peer) -> None:
-        self._send(peer, msg.Welcome(**self._header(peer), introduction=self.me.introduction))
-
     def _peer_gone(self, peer: Peer, links: list[RoomLink], now: float) -> None:
+        super()._peer_gone(peer, links, now)
         for early in self._inbox.take_peer(peer):
             self._timers.cancel(("early", (peer, early.life)))
-        self._ended.pop(peer.name, None)
-        self._ended[peer.name] = peer.session
-        while len(self._ended) > MAX_ENDED:
-            self._ended.popitem(last=False)
-        outstanding = {link for link in links if link.outstanding}
-        if outstanding:
-            self._old.setdefault(peer.name, set()).update(outstanding)
 
     def snapshot(self) -> dict[str, Any]:
         """See ``Machine.snapshot``; adds what waits for the engine."""

@@ -1,0 +1,124 @@
+"""How the prefill side takes decode ranks in: greetings, refusals, sessions that end and what they leave behind."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from kv_core.contract.config import TransferConfig
+from kv_core.contract.enums import FailureCode, FailureStage, Side
+from kv_core.contract.failures import Failure, MessageError
+from kv_core.protocol import messages as msg
+from kv_core.protocol.effects import AddPeer, SendPacket
+from kv_core.protocol.handshake import Difference, LayoutRules, PeerLayout, differences, refusal
+from kv_core.protocol.machine import ENDPOINT, Identity, Machine
+from kv_core.protocol.peers import Peer, PeerPhase
+from kv_core.protocol.rooms import RoomLink
+
+MAX_ENDED = 4_096
+"""Decode processes of which the last session that ended here is remembered."""
+
+
+class Reception(Machine):
+    """The part of the prefill side that deals with sessions and not with rooms."""
+
+    def __init__(self, me: Identity, settings: TransferConfig, rules: LayoutRules) -> None:
+        super().__init__(me, settings, rules)
+        self._old: dict[str, set[RoomLink]] = {}  # links of ended sessions that are still outstanding, by instance
+        self._ended: OrderedDict[str, int] = OrderedDict()  # the last session that ended here, by instance
+
+    # -- greetings -------------------------------------------------------------------------------------------------
+
+    def _on_hello(self, packet: msg.Hello, now: float) -> None:
+        told = packet.introduction
+        known = self.peers.get(packet.sender)
+        if packet.receiver != self.me.instance_id or not ENDPOINT.fullmatch(told.endpoint):
+            self.counters["misaddressed_hellos"] += 1
+            if ENDPOINT.fullmatch(told.endpoint):
+                self._reset(packet, told.endpoint)
+            return
+        if packet.session <= self._ended.get(packet.sender, 0):
+            # A late double, or a greeting that goes on although its session has ended here. Taken up once more, the
+            # session would begin at message 1 on this side alone.
+            self.counters["stale_packets"] += 1
+            self._reset(packet, told.endpoint)
+            return
+        if known is not None and known.session >= packet.session:
+            if known.session == packet.session:
+                self._welcome(known)
+            else:
+                self.counters["stale_packets"] += 1
+            return
+        layout, problem = self._examine(packet)
+        if problem is not None:
+            self._refuse(packet, problem, now)
+            return
+        if known is not None:
+            self._drop_peer(known, FailureCode.PEER_LOST, "began a new session (it had declared this side dead)", now)
+        self._accept(packet, layout, now)
+
+    def _accept(self, packet: msg.Hello, layout: PeerLayout | None, now: float) -> None:
+        told = packet.introduction
+        peer = self._new_peer(packet.sender, packet.session, told.endpoint, now)
+        peer.introduction, peer.layout, peer.label = told, layout, told.label
+        self._effects.append(AddPeer(peer.key, told.descriptor, layout))
+        self._peer_ready(peer, now)
+        self._welcome(peer)
+        if peer.name not in self._old:
+            self._say_session_quiesced(peer)
+
+    def _examine(self, packet: msg.Hello) -> tuple[PeerLayout | None, Failure | None]:
+        told, mine = packet.introduction, self.me.introduction.fields
+        if packet.version != msg.PROTOCOL_VERSION:
+            found = [Difference("protocol_version", str(msg.PROTOCOL_VERSION), str(packet.version))]
+            return None, refusal(found, self.me.role, self.me.label, told.label)
+        if len(self.peers) >= self.settings.max_peers:
+            text = f"{len(self.peers)} decode ranks are connected, TransferConfig.max_peers allows no more"
+            return None, Failure(
+                FailureStage.HANDSHAKE, FailureCode.OVERLOADED, text, Side.PREFILL, True, self.me.label, told.label
+            )
+        found = differences(mine, told.fields)
+        try:
+            layout = self.rules.read(told.layout)
+            found += self.rules.differences(layout, told.fields)
+        except MessageError as error:
+            return None, Failure(
+                FailureStage.HANDSHAKE, FailureCode.INVALID_REQUEST, f"the memory layout that decode sent is wrong: {error}",
+                Side.DECODE, False, self.me.label, told.label,
+            )  # fmt: skip
+        return layout, refusal(found, self.me.role, self.me.label, told.label) if found else None
+
+    def _refuse(self, packet: msg.Hello, failure: Failure, now: float) -> None:
+        self.counters["refused_handshakes"] += 1
+        answer = msg.Refuse(
+            sender=self.me.instance_id, receiver=packet.sender, session=packet.session,
+            failure=msg.WireFailure.of(failure),
+        )  # fmt: skip
+        self._effects.append(SendPacket(packet.introduction.endpoint, answer))
+
+    def _welcome(self, peer: Peer) -> None:
+        self._send(peer, msg.Welcome(**self._header(peer), introduction=self.me.introduction))
+
+    # -- the end of a session --------------------------------------------------------------------------------------
+
+    def _peer_gone(self, peer: Peer, links: list[RoomLink], now: float) -> None:
+        self._ended.pop(peer.name, None)
+        self._ended[peer.name] = peer.session
+        while len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
+        outstanding = {link for link in links if link.outstanding}
+        if outstanding:
+            self._old.setdefault(peer.name, set()).update(outstanding)
+
+    def _forget_old(self, link: RoomLink) -> None:
+        """A link is quiet; if it was the last one of its instance's ended sessions, the instance is told."""
+        name = link.peer.name
+        old = self._old.get(name)
+        if old is not None:
+            old.discard(link)
+            if not old:
+                del self._old[name]
+                self._say_session_quiesced(self.peers.get(name))
+
+    def _say_session_quiesced(self, peer: Peer | None) -> None:
+        if peer is not None and peer.phase is PeerPhase.READY:
+            self._push(peer, msg.SessionQuiesced(peer.session - 1))
