@@ -83,13 +83,17 @@ class DecodeMachine(Discovery):
         offer = room.offer
         assert offer is not None, "offered"
         self._set_deadline(room, now + self.settings.waiting_timeout_s)
+        metadata = msg.Metadata(
+            room.number, room.life, msg.WireIndices.of(offer.kv),
+            {pool: msg.WireIndices.of(items) for pool, items in offer.states.items()},
+            offer.aux_index, offer.decode_prefix_len, room.destinations,
+        )  # fmt: skip
+        problem = self._too_long(metadata)
+        if problem:
+            self._fail(room, FailureCode.OVERLOADED, f"send_metadata(): {problem}", Side.DECODE, now=now)
+            return
         for link in room.links.values():
             link.exposed = True
-            metadata = msg.Metadata(
-                room.number, link.life, msg.WireIndices.of(offer.kv),
-                {pool: msg.WireIndices.of(items) for pool, items in offer.states.items()},
-                offer.aux_index, offer.decode_prefix_len, room.destinations,
-            )  # fmt: skip
             self._push(link.peer, metadata)
 
     def _verify(self, room: Room, now: float) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from kv_core.protocol.messages import Message
+from kv_core.protocol.messages import Message, weight
 
 ACK_DELAY_S = 0.1
 """How long an acknowledgement waits for a packet to ride on."""
@@ -24,12 +24,15 @@ MAX_EARLY = 4_096
 """Messages that may wait for an earlier one."""
 BURST = 512
 """Messages in one packet."""
+BURST_BYTES = 1024 * 1024
+"""Bytes of messages in one packet; a longer message goes alone."""
 
 
 class ReliableLink:
     """Numbers, acknowledges, retransmits and reorders. Time is monotonic seconds; no method does I/O."""
 
-    def __init__(self) -> None:
+    def __init__(self, burst_bytes: int = BURST_BYTES) -> None:
+        self._burst_bytes = burst_bytes
         self._next_seq = 1
         self._unacked: deque[tuple[int, Message]] = deque()
         self._unsent = 0  # how many of the newest unacked ones have never been sent
@@ -61,7 +64,7 @@ class ReliableLink:
         self._unsent += 1
 
     def flush(self, now: float) -> list[tuple[int, list[Message]]]:
-        """(number of the first, messages) of what has not been sent yet, in packets of at most BURST."""
+        """(number of the first, messages) of what has not been sent yet, in packets of at most BURST messages."""
         if not self._unsent:
             return []
         fresh = [self._unacked[i] for i in range(len(self._unacked) - self._unsent, len(self._unacked))]
@@ -69,7 +72,7 @@ class ReliableLink:
         self._ack_due = None
         if self._retry_at is None:
             self._retry_at = now + self._retry_s
-        return _bursts(fresh)
+        return self._bursts(fresh)
 
     def on_ack(self, ack: int, now: float) -> None:
         """The peer has everything up to ``ack``."""
@@ -113,10 +116,16 @@ class ReliableLink:
         again = [self._unacked[i] for i in range(min(sent, BURST))]
         self._retry_s = min(self._retry_s * 2, MAX_RETRY_S)
         self._retry_at = now + self._retry_s if sent else None
-        return ack_now, _bursts(again)
+        return ack_now, self._bursts(again)
 
-
-def _bursts(numbered: list[tuple[int, Message]]) -> list[tuple[int, list[Message]]]:
-    return [
-        (numbered[i][0], [message for _, message in numbered[i : i + BURST]]) for i in range(0, len(numbered), BURST)
-    ]
+    def _bursts(self, numbered: list[tuple[int, Message]]) -> list[tuple[int, list[Message]]]:
+        packets: list[tuple[int, list[Message]]] = []
+        room = 0
+        for number, message in numbered:
+            size = weight(message)
+            if not packets or size > room or len(packets[-1][1]) >= BURST:
+                packets.append((number, []))
+                room = self._burst_bytes
+            packets[-1][1].append(message)
+            room -= size
+        return packets

@@ -22,6 +22,7 @@ from kv_core.protocol import messages as msg
 from kv_core.protocol.effects import Disconnect, Effect, RemovePeer, SendPacket, TellPeer, TellRoom
 from kv_core.protocol.handshake import LayoutRules
 from kv_core.protocol.lifecycle import DECODE, POLL, PREFILL, STAGE, Action, Event, Phase
+from kv_core.protocol.link import BURST_BYTES, ReliableLink
 from kv_core.protocol.liveness import PeerLiveness
 from kv_core.protocol.peers import Peer, PeerPhase
 from kv_core.protocol.rooms import Room, RoomLink
@@ -307,6 +308,14 @@ class Machine:
     def _send(self, peer: Peer, packet: msg.Packet) -> None:
         self._effects.append(SendPacket(peer.endpoint, packet))
 
+    def _too_long(self, message: msg.Message) -> str | None:
+        """Why a message does not fit a packet: it could never be sent, and would hold up all that follow it."""
+        size, limit = msg.weight(message), self.settings.max_message_bytes - msg.MAX_HEADER
+        if size <= limit:
+            return None
+        kind = type(message).__name__
+        return f"a {kind} message of {size} bytes is needed, TransferConfig.max_message_bytes allows {limit}"
+
     def _push(self, peer: Peer, message: msg.Message) -> None:
         if peer.phase is PeerPhase.READY:
             peer.link.push(message)
@@ -318,6 +327,7 @@ class Machine:
         settings = self.settings
         liveness = PeerLiveness(settings.probe_interval_s, settings.suspect_after, settings.dead_after, now)
         peer = Peer(name, session, endpoint, liveness)
+        peer.link = ReliableLink(min(BURST_BYTES, (settings.max_message_bytes - msg.MAX_HEADER) // 2))
         self.peers[name] = peer
         return peer
 

@@ -26,8 +26,10 @@ _E = TypeVar("_E", bound=Enum)
 PROTOCOL_VERSION = 1
 """Raised when an older reader could misunderstand a packet; added fields do not raise it."""
 
-Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=128)]
-Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=4_000)]
+MAX_NAME = 128
+MAX_TEXT = 4_000
+Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
+Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 RoomNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_ROOM)]
 Life: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_ROOM)]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_ROOM)]
@@ -49,8 +51,8 @@ class WireFailure(msgspec.Struct, array_like=True, frozen=True):
     def of(cls, failure: Failure) -> WireFailure:
         """The failure, with its texts cut to what the wire takes."""
         return cls(
-            failure.stage.value, failure.code.value, failure.message[:4_000], failure.side.value, failure.retryable,
-            failure.origin[:4_000], failure.peer[:4_000],
+            failure.stage.value, failure.code.value, _text(failure.message), failure.side.value, failure.retryable,
+            _text(failure.origin), _text(failure.peer),
         )  # fmt: skip
 
     def failure(self) -> Failure:
@@ -62,6 +64,13 @@ class WireFailure(msgspec.Struct, array_like=True, frozen=True):
             _member(FailureStage, self.stage, FailureStage.TRANSFER), code, self.message,
             _member(Side, self.side, Side.UNKNOWN), self.retryable, self.origin, self.peer,
         )  # fmt: skip
+
+
+def _text(value: str) -> str:
+    """The text as the wire takes it: not too long, and without the half characters that undecodable bytes leave in a
+    ``str``. A message that can't be encoded would hold up all that follow it.
+    """
+    return value[:MAX_TEXT].encode("utf-8", "replace").decode()
 
 
 def _member(kind: type[_E], value: str, default: _E) -> _E:
@@ -204,6 +213,23 @@ Message: TypeAlias = (
 )
 
 
+def weight(message: Message) -> int:
+    """An upper bound, and not a bad one, of the bytes that a message takes in a packet."""
+    size = 64
+    if isinstance(message, Metadata):
+        size += len(message.kv.data)
+        size += sum(4 * MAX_NAME + 32 + len(items.data) for items in message.states.values())
+    elif isinstance(message, Lease):
+        size += 9 * len(message.lives)
+    elif isinstance(message, Done):
+        size += 4 * MAX_NAME + sum(9 + len(row) for row in message.aux_rows)
+        size += sum(64 + (4 * MAX_NAME + 24) * len(digest.states) for digest in message.digests)
+    elif isinstance(message, Abort | Failed | Concluded) and message.failure is not None:
+        failure = message.failure
+        size += 4 * (len(failure.message) + len(failure.origin) + len(failure.peer)) + 256
+    return size
+
+
 # -- packets -------------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +311,10 @@ class Data(_Packet, frozen=True):
 
 
 Packet: TypeAlias = Hello | Welcome | Refuse | Reset | Bye | Ping | Pong | Data
+
+
+MAX_HEADER = 2_048
+"""What the fields of a ``Data`` packet take beside its messages."""
 
 
 class Codec:

@@ -269,6 +269,10 @@ class PrefillMachine(Reception):
                 room.number, link.life, room.life, room.expected or 0, room.nbytes, room.clock.seconds,
                 room.latency_source, room.chunks, link.digests, link.aux_rows,
             )  # fmt: skip
+            problem = self._too_long(done)
+            if problem:
+                self._fail(room, FailureCode.OVERLOADED, f"the end of the room: {problem}", Side.PREFILL, now=now)
+                return
             self._push(link.peer, done)
 
     def _drain(self, room: Room, now: float) -> None:
