@@ -13,6 +13,7 @@ import logging
 import os
 import select
 import sys
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -95,6 +96,16 @@ class RankServer:
         for order in orders:
             self.engine.submit(Order(**order))
         return len(self.engine.runs)
+
+    def abort(self, rooms: list[int]) -> int:
+        """Abort these rooms, as far as they are live."""
+        assert self.engine is not None
+        wanted = set(rooms)
+        runs = [run for run in self.engine.runs if run.order.room in wanted]
+        for run in runs:
+            run.handle.abort("nobody waits for it")
+        self.engine.waiting = deque(order for order in self.engine.waiting if order.room not in wanted)
+        return len(runs)
 
     def abort_all(self) -> int:
         """Abort every live room."""
