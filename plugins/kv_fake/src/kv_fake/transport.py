@@ -174,9 +174,10 @@ class SoftwareNic(Transport):
     # -- the owner thread's wait -----------------------------------------------------------------------------------
 
     def wait(self, timeout_s: float) -> None:
-        """See ``Transport``."""
-        self._watch()
-        self._selector.select(max(timeout_s, 0.0))
+        """See ``Transport``. Takes what it woke up for: what stays unread would end every further wait at once, and
+        ``progress`` is not called while nothing is outstanding.
+        """
+        self._look(max(timeout_s, 0.0))
 
     def wake(self) -> None:
         """See ``Transport``."""
