@@ -55,7 +55,7 @@ class Fault:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InvalidConfig(f"fault kind {self.kind!r} is unknown; kinds are {', '.join(KINDS)}")
-        if (self.nth is None) + (self.every is None) + (self.probability == 0.0) < 2:
+        if (self.nth is None) + (self.every is None) + (self.probability == 0.0) != 2:
             raise InvalidConfig(f"fault {self.kind!r}: give one of nth, every and probability")
 
     @classmethod
