@@ -8,7 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,10 @@ from kv_core import KVArgs, Pool, Role, TransferConfig, TransferState
 from kv_core.contract.transport import PeerKey, Prepared, Transfer, TransferProgress, TransportContext
 from kv_core.layout import Batch, MemoryLayout, make_batch, plan_transfer
 from kv_fake import FakeTransport
+from kv_fake.outbound import FakeTransfer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LIMIT_S = 30.0
 POISON = 0xEE
@@ -45,7 +49,7 @@ class End:
             self.transport.close()
             raise
 
-    def __enter__(self) -> End:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,7 +68,7 @@ class End:
         """See ``Transport``."""
         return self.transport.local_descriptor()
 
-    def write(self, prepared: Prepared, local: npt.ArrayLike, remote: npt.ArrayLike) -> Transfer:
+    def write(self, prepared: Prepared, local: npt.ArrayLike, remote: npt.ArrayLike) -> FakeTransfer:
         """Submit these pages."""
         return self.transport.submit(prepared, batch_of(prepared, local, remote))
 
@@ -133,7 +137,7 @@ class RemoteEnd:
         data = self.process.stdout.read(int(np.prod(self.shape)))
         return np.frombuffer(data, np.uint8).reshape(self.shape)
 
-    def __enter__(self) -> RemoteEnd:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

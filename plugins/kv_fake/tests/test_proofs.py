@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from kv_core.contract.transport import PeerKey
 from plugins.kv_fake.tests.support import POISON, End, RemoteEnd, states, wait_until
 
 DONE, FAILED = TransferState.DONE, TransferState.FAILED
-BIG = {"items": 64, "item_len": 1 << 18, "buffers": 2}
+BIG: dict[str, Any] = {"items": 64, "item_len": 1 << 18, "buffers": 2}
 
 
 def test_after_a_fence_nothing_lands_while_the_writer_goes_on():
