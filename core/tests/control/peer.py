@@ -1,6 +1,7 @@
 """A process of its own with a control channel that answers: ``python peer.py HOST PORT``.
 
-Prints its endpoint, then whatever it gets. A frame ``tcp://...|text`` is answered with ``pid:text`` to that endpoint.
+Prints its endpoint, then whatever it gets. A frame ``tcp://...|text`` is answered with ``pid:text`` (the first 40
+characters) to that endpoint.
 Ends when its standard input is closed, so that it never outlives the test.
 """
 
@@ -30,7 +31,7 @@ def main() -> None:
         for incoming in channel.poll(10.0):
             if isinstance(incoming, Frame):
                 endpoint, _, text = incoming.data.decode().partition("|")
-                channel.send(endpoint, f"{os.getpid()}:{text}".encode())
+                channel.send(endpoint, f"{os.getpid()}:{text[:40]}".encode())
     channel.close()
     watcher.join()
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -73,8 +75,17 @@ class Peer(AbstractContextManager["Peer"]):
     def port(self) -> int:
         return int(self.endpoint.rpartition(":")[2])
 
-    def signal(self, number: int) -> None:
-        os.kill(self.process.pid, number)
+    def stop(self) -> None:
+        """SIGSTOP, and wait until every thread stands."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+        pause, end = threading.Event(), monotonic() + LIMIT_S
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        while {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks.iterdir()} != {"T"}:
+            assert monotonic() < end
+            pause.wait(0.01)
+
+    def go_on(self) -> None:
+        os.kill(self.process.pid, signal.SIGCONT)
 
     def end(self) -> None:
         self.process.kill()

@@ -45,6 +45,16 @@ def child(program: str = DESCRIBE) -> Iterator[tuple[subprocess.Popen[str], dict
             process.kill()
 
 
+@pytest.fixture(scope="module")
+def dead() -> dict[str, str | int]:
+    """What a process said of itself that has been killed and reaped since."""
+    with child() as (process, about):
+        process.kill()
+        process.wait()
+        assert is_proven_dead(about)
+        return about
+
+
 def wait_for(condition: object) -> None:
     assert callable(condition)
     pause, end = threading.Event(), monotonic() + LIMIT_S
@@ -96,16 +106,12 @@ def test_a_pid_that_is_used_again_is_proof() -> None:
         assert is_proven_dead(about | {"start": int(about["start"]) - 1})
 
 
-def test_another_host_or_namespace_proves_nothing() -> None:
-    with child() as (process, about):
-        process.kill()
-        process.wait()
-        assert is_proven_dead(about)
-        parts = str(about["host"]).split("/")
-        assert len(parts) == 4
-        for n in range(4):
-            other = [part + "1" if k == n else part for k, part in enumerate(parts)]
-            assert not is_proven_dead(about | {"host": "/".join(other)})
+def test_another_host_or_namespace_proves_nothing(dead: dict[str, str | int]) -> None:
+    parts = str(dead["host"]).split("/")
+    assert len(parts) == 4
+    for n in range(4):
+        other = [part + "1" if k == n else part for k, part in enumerate(parts)]
+        assert not is_proven_dead(dead | {"host": "/".join(other)})
 
 
 @pytest.mark.parametrize(
@@ -116,24 +122,20 @@ def test_another_host_or_namespace_proves_nothing() -> None:
         {"host": ""}, {"host": None}, {"host": 5}, {"host": "x" * 10_000}, {"host": b"x"}, {"host": ["x"]},
     ],
 )  # fmt: skip
-def test_nonsense_from_the_network_proves_nothing(change: Mapping[str, object]) -> None:
-    with child() as (process, about):
-        process.kill()
-        process.wait()
-        assert is_proven_dead(about)
-        assert not is_proven_dead({**about, **change})
-        (key,) = change
-        assert not is_proven_dead({name: value for name, value in about.items() if name != key})
-        assert not is_proven_dead({})
+def test_nonsense_from_the_network_proves_nothing(change: Mapping[str, object], dead: dict[str, str | int]) -> None:
+    assert not is_proven_dead({**dead, **change})
+    (key,) = change
+    assert not is_proven_dead({name: value for name, value in dead.items() if name != key})
+    assert not is_proven_dead({})
 
 
-def test_where_there_is_no_proc_nothing_is_proven(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with child() as (process, about):
-        process.kill()
-        process.wait()
-        monkeypatch.setattr(process_proof, "_PROC", tmp_path)
-        assert describe_process() == {}
-        assert not is_proven_dead(about)
+def test_where_there_is_no_proc_nothing_is_proven(
+    dead: dict[str, str | int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert is_proven_dead(dead)
+    monkeypatch.setattr(process_proof, "_PROC", tmp_path)
+    assert describe_process() == {}
+    assert not is_proven_dead(dead)
 
 
 def test_a_proc_that_hides_living_processes_proves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
