@@ -63,7 +63,9 @@ class ControlLoop:
         """Perform what is queued, then end and close the channel; True if the thread has ended. Idempotent."""
         self._stop.set()
         self._channel.wake()
-        if self._thread.ident is not None and self._thread is not threading.current_thread():
+        if self._thread.ident is None:
+            self._channel.close()  # no thread owns it
+        elif self._thread is not threading.current_thread():
             self._thread.join(deadline_s)
         return not self._thread.is_alive()
 

@@ -86,8 +86,8 @@ class Parts:
         self.http.close()
         quiescent = self.transfers.close(join_s if quiescent else 0.0) and quiescent
         self.runner.call(lambda _now: self.machine.farewell(quiescent))
-        clean = self.control.close(join_s) and self.observers.close(join_s)
-        self.channel.close()
+        clean = self.control.close(join_s)  # closes the channel: only its thread may
+        clean = self.observers.close(join_s) and clean
         self.switch_interval.release()
         if not clean:
             self.logger.error("a thread did not end within %s s: %s", join_s, self.health())
