@@ -114,14 +114,23 @@ def test_a_rank_is_killed_when_rooms_are_at_work() -> None:
     tested = book(30, tries=2)
     record, flying = started(30, tested, flying=8)
     assert record.after == 10
-    assert not record.is_due(tested, concurrency=8)
+    assert not record.is_due(tested, 8, just_met=True)
     flying[0].met = flying[1].met = True
-    assert record.is_due(tested, concurrency=8)
+    assert record.is_due(tested, 8, just_met=True)
+    assert not record.is_due(tested, 8, just_met=False), "all bytes may have landed by now"
     tested.ended(Role.DECODE, good(flying[0].room))
-    assert not record.is_due(tested, concurrency=8), "one has ended on the survivor's side"
+    assert not record.is_due(tested, 8, just_met=True), "one has ended on the survivor's side"
     record.killed(1, 2, tested, now=1.0)
     flying[2].met = flying[3].met = True
-    assert not record.is_due(tested, concurrency=8), "once is enough"
+    assert not record.is_due(tested, 8, just_met=True), "once is enough"
+
+
+def test_a_rank_is_killed_at_the_last_moment_if_there_was_no_better_one() -> None:
+    tested = book(3, tries=2)
+    record, _ = started(3, tested, flying=1)
+    assert not record.is_due(tested, 8, just_met=False)
+    tested.next(0.0)
+    assert record.is_due(tested, 8, just_met=False)
 
 
 def test_a_kill_knows_which_rooms_it_hit_and_when_that_was_noticed() -> None:

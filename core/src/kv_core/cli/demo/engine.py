@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Generic, TypeVar
@@ -45,14 +46,24 @@ class Quarantine:
 
 
 class Engine(ABC, Generic[H]):
-    """One rank's loop body. ``step`` never waits: it polls each room, does the next piece of work, collects events."""
+    """One rank's loop body. ``step`` never waits: it polls each room and does the next piece of work.
 
-    def __init__(self, memory: Memory, content: Content, random: np.random.Generator, pages_per_request: int) -> None:
+    ``tell`` takes each event at once: a pass with comparisons in it takes a while.
+    """
+
+    def __init__(
+        self,
+        tell: Callable[[FromRank], None],
+        memory: Memory,
+        content: Content,
+        random: np.random.Generator,
+        pages_per_request: int,
+    ) -> None:
+        self._tell = tell
         self.memory = memory
         self.content = content
         self.pages_per_request = pages_per_request
         self.quarantine = Quarantine()
-        self.events: list[FromRank] = []
         self._jobs: dict[int, Job[H]] = {}
         self._pages = FreeList(memory.shape.num_pages, random)
         self._rows = FreeList(memory.shape.num_rows, random)
@@ -96,14 +107,9 @@ class Engine(ABC, Generic[H]):
             elif state is not KVPoll.Bootstrapping:
                 if not job.met:
                     job.met = True
-                    self.events.append(Met(job.room))
+                    self._tell(Met(job.room))
                 busy |= self.advance(job)
         return self._release_what_is_safe() or busy
-
-    def take_events(self) -> list[FromRank]:
-        """What has happened since the last call."""
-        events, self.events = self.events, []
-        return events
 
     def free_bytes_touched(self) -> int:
         """Bytes of free pages and rows that are no longer poison."""
@@ -124,12 +130,12 @@ class Engine(ABC, Generic[H]):
     def _end(self, job: Job[H], state: KVPoll) -> None:
         now = monotonic()
         if state is KVPoll.Success:
-            self.events.append(self.conclude(job, now))
+            self._tell(self.conclude(job, now))
         else:
             failure = job.handle.failure()
             assert failure is not None, "a failed room has a failure"
             reason = f"{failure.stage.value}/{failure.code.value}"
-            self.events.append(Ended(job.room, reason=reason, message=failure.message))
+            self._tell(Ended(job.room, reason=reason, message=failure.message))
         job.handle.clear()
         del self._jobs[job.room]
         if job.pages is not None:

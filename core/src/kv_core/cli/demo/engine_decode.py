@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from kv_core.cli.demo.engine import Engine, Job
-from kv_core.cli.demo.lines import Ended
+from kv_core.cli.demo.lines import Ended, FromRank
 from kv_core.cli.demo.pages import U64, Content, Memory
 from kv_core.contract.interfaces import BaseKVManager, BaseKVReceiver
 
@@ -16,9 +18,15 @@ class DecodeEngine(Engine[BaseKVReceiver]):
     """
 
     def __init__(
-        self, manager: BaseKVManager, memory: Memory, content: Content, random: np.random.Generator, pages: int
+        self,
+        tell: Callable[[FromRank], None],
+        manager: BaseKVManager,
+        memory: Memory,
+        content: Content,
+        random: np.random.Generator,
+        pages: int,
     ) -> None:
-        super().__init__(memory, content, random, pages)
+        super().__init__(tell, memory, content, random, pages)
         self._manager = manager
         self.stray_bytes = 0
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from kv_core.cli.demo.engine import Engine, Job
-from kv_core.cli.demo.lines import Ended
+from kv_core.cli.demo.lines import Ended, FromRank
 from kv_core.cli.demo.pages import U64, Content, Memory
 from kv_core.contract.interfaces import BaseKVManager, BaseKVSender
 
@@ -15,6 +17,7 @@ class PrefillEngine(Engine[BaseKVSender]):
 
     def __init__(
         self,
+        tell: Callable[[FromRank], None],
         manager: BaseKVManager,
         memory: Memory,
         content: Content,
@@ -22,7 +25,7 @@ class PrefillEngine(Engine[BaseKVSender]):
         pages: int,
         chunks: int,
     ) -> None:
-        super().__init__(memory, content, random, pages)
+        super().__init__(tell, memory, content, random, pages)
         self._manager = manager
         self._bounds = np.linspace(0, pages, min(chunks, pages) + 1).astype(int).tolist()
 

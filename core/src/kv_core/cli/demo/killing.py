@@ -37,14 +37,17 @@ class KillRecord:
         """Kill this rank after about a third of the requests."""
         return cls(role, max(1, requests // 3))
 
-    def is_due(self, book: Book, concurrency: int) -> bool:
-        """Enough requests are done, and a quarter of the window has met its peer and is not over; or it is high time."""
+    def is_due(self, book: Book, concurrency: int, *, just_met: bool) -> bool:
+        """Enough requests are done, a quarter of the window has met its peer and is not over, and one of these rooms has
+        met it just now, so that its bytes can't all have landed; or it is high time.
+        """
         done = book.totals.succeeded
         if self.killed_at is not None or done < self.after or not book.in_flight:
             return False
         survivor = self.role.peer
         at_work = sum(each.met and each.ends[survivor] is None for each in book.in_flight.values())
-        return at_work >= max(1, concurrency // 4) or (at_work > 0 and done >= 2 * self.after) or not book.waiting
+        enough = at_work >= max(1, concurrency // 4) or (at_work > 0 and done >= 2 * self.after)
+        return (just_met and enough) or not book.waiting
 
     def killed(self, pid: int, survivor_pid: int, book: Book, now: float) -> None:
         """The process is gone."""

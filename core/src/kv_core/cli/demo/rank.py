@@ -10,7 +10,7 @@ import logging
 import os
 import select
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from time import monotonic
 from urllib.parse import urlsplit
 
@@ -67,26 +67,28 @@ class Pipes:
             return ()
         return self._commands.feed(data)
 
-    def send(self, messages: Iterable[FromRank]) -> None:
-        """Write messages to the router, which always reads."""
-        data = memoryview(b"".join(encode(message) for message in messages))
+    def send(self, message: FromRank) -> None:
+        """Write a message to the router, which always reads."""
+        data = memoryview(encode(message))
         while data:
             data = data[os.write(self._out, data) :]
 
 
-def build_engine(settings: RankSettings, manager: BaseKVManager, memory: Memory) -> PrefillEngine | DecodeEngine:
+def build_engine(
+    pipes: Pipes, settings: RankSettings, manager: BaseKVManager, memory: Memory
+) -> PrefillEngine | DecodeEngine:
     """The engine of this rank's role. Both roles draw their page numbers from streams of their own."""
     shape = memory.shape
     content = Content(settings.seed, max(shape.item_bytes, shape.aux_bytes))
     stream = np.random.SeedSequence([settings.seed, list(Role).index(settings.role), os.getpid()])
     random = np.random.default_rng(stream)
     if settings.role is Role.PREFILL:
-        return PrefillEngine(manager, memory, content, random, settings.pages, settings.chunks)
-    return DecodeEngine(manager, memory, content, random, settings.pages)
+        return PrefillEngine(pipes.send, manager, memory, content, random, settings.pages, settings.chunks)
+    return DecodeEngine(pipes.send, manager, memory, content, random, settings.pages)
 
 
 def serve(pipes: Pipes, engine: PrefillEngine | DecodeEngine) -> bool:
-    """The engine's loop: commands in, one pass, events out. True if told to stop, False if the router is gone."""
+    """The engine's loop: commands in, one pass after the other. True if told to stop, False if the router is gone."""
     busy = True
     while not pipes.closed:
         for command in pipes.commands(0.0 if busy else IDLE_S):
@@ -97,7 +99,6 @@ def serve(pipes: Pipes, engine: PrefillEngine | DecodeEngine) -> bool:
             else:
                 return True
         busy = engine.step()
-        pipes.send(engine.take_events())
     return False
 
 
@@ -127,12 +128,12 @@ def run(pipes: Pipes) -> int:
     shape = Shape(settings.layers, settings.page_bytes, settings.num_pages, settings.num_rows, AUX_BYTES)
     memory = Memory(shape)
     with backend.create_manager(settings.role, memory.args(), settings.config()) as manager:
-        engine = build_engine(settings, manager, memory)
-        pipes.send([Ready(os.getpid(), control_port(manager))])
+        engine = build_engine(pipes, settings, manager, memory)
+        pipes.send(Ready(os.getpid(), control_port(manager)))
         if not serve(pipes, engine):
             return EXIT_ABANDONED
         drain(pipes, engine)
-        pipes.send([stopped(engine, transport_of(manager))])
+        pipes.send(stopped(engine, transport_of(manager)))
     return 0
 
 

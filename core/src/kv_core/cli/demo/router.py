@@ -75,6 +75,7 @@ class Router:
         self._stopped: dict[Role, Stopped] = {}
         self._restarts = 0
         self._heard_at = 0.0
+        self._just_met = False
 
     def __enter__(self) -> Self:
         return self
@@ -95,8 +96,11 @@ class Router:
         silence_s = 3 * self._settings.timeout + START_S
         while not self._book.done:
             self._issue()
+            self._just_met = False
             self._listen(TICK_S)
-            if self._kill is not None and self._kill.is_due(self._book, self._settings.concurrency):
+            if self._kill is not None and self._kill.is_due(
+                self._book, self._settings.concurrency, just_met=self._just_met
+            ):
                 self._kill_rank(self._kill)
             if monotonic() - self._heard_at > silence_s:
                 raise DemoHung(f"no rank said anything for {silence_s:g} s; rooms in flight: {self._flying()}")
@@ -146,7 +150,7 @@ class Router:
             # The kill has to hit rooms that the survivor knows to be shared with the one that dies.
             attempt = self._book.in_flight.get(message.room)
             if attempt is not None and (self._kill is None or role is self._kill.role.peer):
-                attempt.met = True
+                attempt.met = self._just_met = True
         elif isinstance(message, Ready):
             self._ready.add(role)
             self._ports[role] = message.control_port
