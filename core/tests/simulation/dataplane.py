@@ -106,7 +106,7 @@ class DataPlane:
         self.motions[motion] = None
         count = max(1, min(len(units), rng.choice((1, 1, 2, 3))))
         motion.bursts = [units[i::count] for i in range(count)]
-        pace = rng.choice((0.002, 0.1, 0.5))
+        pace = 0.1 if self._world.over else rng.choice((0.002, 0.1, 0.5, 2.5))
         landing = list(motion.bursts)
         if motion.kind == "fail_quiet":
             landing = landing[: rng.randrange(len(landing) + 1)]

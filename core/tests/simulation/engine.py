@@ -8,8 +8,8 @@ import numpy as np
 
 from core.tests.simulation.handles import Handle
 from core.tests.simulation.memory import SIZES, U64
-from core.tests.simulation.scenario import TIMED, Cause, Request
-from kv_core.contract.enums import KVPoll
+from core.tests.simulation.scenario import TIMED, Cause, Request, Send
+from kv_core.contract.enums import KVPoll, Role
 from kv_core.protocol import effects as fx
 from kv_core.protocol.rooms import Offer
 
@@ -206,6 +206,25 @@ class Engine:
                 handle.process.call(
                     "give up", handle.process.machine.abort, handle.room, f"engine {handle.uid} gives up"
                 )
+
+    def freshly(self) -> list[Request]:
+        """One more request between any two that live: whatever happened before, it has to succeed."""
+        world = self._world
+        self.stopped = False
+        fresh: list[Request] = []
+        for instance in range(world.scenario.instances):
+            for group in range(world.scenario.groups):
+                request = Request(
+                    1_000 + len(fresh), 2**62 + len(fresh), instance, group, 1, 0, 0, False, [Send(1, None)], 0.0, 0.0,
+                    True, True, 0.0, 0.0, 0.0, 0.0,
+                )  # fmt: skip
+                slots = [self.slot("prefill", i, request) for i in range(world.scenario.ranks)]
+                slots += [self.slot("decode", i, request) for i in range(world.scenario.destinations)]
+                odd = any(world.scenario.stranger == s.index and s.role is Role.DECODE for s in slots)
+                if all(s.process is not None and s.process.alive and not s.process.closing for s in slots) and not odd:
+                    self.schedule(request, base=self._clock.now + 0.05 * self._rng.random())
+                    fresh.append(request)
+        return fresh
 
     # -- prefill ---------------------------------------------------------------------------------------------------
 

@@ -58,7 +58,7 @@ class Referee:
                 self.broken("I1 terminal", f"the end of {handle} was told as {event}")
         elif event.kind is RoomEventKind.RELEASED:
             handle = self._world.handle_of[process.name, event.life]
-            if not handle.room.release_safe or handle.released:
+            if not handle.room.release_safe or handle.released or handle.concluded != 1:
                 self.broken("I1 terminal", f"the release of {handle} was told wrongly")
 
     def on_peer(self, process: Process, event: PeerEvent) -> None:
@@ -179,7 +179,7 @@ class Referee:
             handle.check_at = self._world.clock.now + SLACK_S
 
     def _in_time(self, handle: Handle, now: float) -> None:
-        limit = self._limit(handle) + SLACK_S
+        limit = self._limit(handle) + SLACK_S + handle.process.late_s
         if now > limit:
             self.broken("I5 time", f"{handle} has been {handle.phase} since {handle.phase_since:.4f}, limit {limit:.4f}")  # fmt: skip
         handle.check_at = limit if limit < FOREVER else now + 1.0

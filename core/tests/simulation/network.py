@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from kv_core.protocol.effects import Disconnect, SendPacket
-from kv_core.protocol.messages import Data, Packet
+from kv_core.protocol.messages import Data, Hello, Packet, Welcome
 
 if TYPE_CHECKING:
     from core.tests.simulation.processes import Process, Slot
@@ -27,6 +27,7 @@ class Network:
         self._cuts: set[frozenset[str]] = set()
         self._held: list[tuple[Slot, Slot, Packet | bytes]] = []
         self._past: deque[tuple[Slot, Slot, Packet | bytes]] = deque(maxlen=64)
+        self._greetings: deque[tuple[Slot, Slot, Packet | bytes]] = deque(maxlen=16)
         self.data_packets = 0
 
     def send(self, source: Process, effect: SendPacket) -> None:
@@ -45,7 +46,8 @@ class Network:
         packet: Packet | bytes = effect.packet
         if self._world.codec is not None:
             packet = self._world.codec.encode(effect.packet)
-        self._past.append((source.slot, target, packet))
+        past = self._greetings if isinstance(effect.packet, Hello | Welcome) else self._past
+        past.append((source.slot, target, packet))
         self.data_packets += isinstance(effect.packet, Data)
         if self._cut(source.slot, target):
             if self._rng.random() < 0.3:  # what TCP would deliver once the way is free
@@ -91,7 +93,12 @@ class Network:
     def flap(self, source: Process, endpoint: str, times: int) -> None:
         """The connection breaks and comes back, a few times."""
         for i in range(times):
-            self._world.clock.after(i * self._rng.uniform(0.0, 0.02), self._lose, source, endpoint)
+            self._world.clock.after(i * 0.0005, self._lose, source, endpoint)
+
+    def lose_all(self, process: Process) -> None:
+        """To this process it seems that nobody listens anywhere, for a moment."""
+        for peer in list(process.machine.peers.values()):
+            self._world.clock.after(0.01, process.call, "refused", process.machine.on_connection_refused, peer.endpoint)
 
     def _lose(self, source: Process, endpoint: str) -> None:
         if source.alive and (source.name, endpoint) in self._connections:
@@ -143,6 +150,6 @@ class Network:
 
     def replay(self, slot: Slot, count: int) -> None:
         """Packets of the past arrive at this slot once more."""
-        past = [entry for entry in self._past if entry[1] is slot]
+        past = [entry for entry in (*self._greetings, *self._past) if entry[1] is slot]
         for entry in self._rng.sample(past, min(count, len(past))):
             self._world.clock.after(self._rng.uniform(0, 0.5), self._deliver, *entry)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from core.tests.simulation.bootstrap import Bootstrap
     from core.tests.simulation.world import World
 
-TICK_LATE_S = 0.001
+LATE_S = (0.001, 0.001, 0.001, 0.001, 0.3, 1.0)
+"""How late a process may be with its ticks: then much comes due at once."""
 
 
 class Slot:
@@ -36,6 +37,7 @@ class Slot:
         self.endpoint = f"tcp://{self.name.lower()}:7000"
         self.silent = False  # the host swallows packets: nobody learns that a process has ended
         self.touched = False  # something happened to it that may fail rooms
+        self.unreachable_until = 0.0  # the transport can't add peers until then
         self.lives = 0
         self.process: Process | None = None
         self.bootstrap: Bootstrap | None = None
@@ -68,6 +70,7 @@ class Process:
         self.handles: list[Handle] = []  # those that may still change
         self.fenced: dict[str, int] = {}  # instance: generation up to which inbound writes are stopped
         self._backlog: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = []
+        self.late_s = world.rng.choice(LATE_S)
         self._tick_at: float | None = None
         self.machine: Machine = self._build()
         self.data = DataPlane(world, self)
@@ -77,7 +80,7 @@ class Process:
             fx.Resolve: lambda e: world.bootstraps[e.addr].resolve(self),
             fx.Watch: lambda e: world.bootstraps[e.addr].watch(self),
             fx.Unwatch: lambda e: world.bootstraps[e.addr].unwatch(self),
-            fx.AddPeer: lambda e: None, fx.RemovePeer: lambda e: None,
+            fx.AddPeer: self._add_peer, fx.RemovePeer: lambda e: None,
             fx.FencePeer: self._fence, fx.ProveDeath: self._prove_death,
             fx.SubmitChunk: self.data.submit, fx.VerifyDigests: self.data.verify,
             fx.TellRoom: lambda e: world.referee.on_room(self, e.event),
@@ -140,7 +143,7 @@ class Process:
         when = self.machine.next_deadline()
         if when is not None and (self._tick_at is None or when < self._tick_at):
             self._tick_at = when
-            self.world.clock.at(when + TICK_LATE_S, self._tick, when)
+            self.world.clock.at(when + self.late_s, self._tick, when)
 
     def _tick(self, when: float) -> None:
         if self._tick_at != when or not self.alive:
@@ -211,6 +214,13 @@ class Process:
             quiescent = self.data.quiescent
             self.finish("farewell", (quiescent,), self.machine.farewell(quiescent))
         self.kill()
+
+    def _add_peer(self, effect: fx.AddPeer) -> None:
+        if self.world.clock.now < self.slot.unreachable_until:
+            when = self.world.clock.now + 0.3 * self.rng.random()
+            self.world.clock.at(
+                when, self.call, "peer failed", self.machine.on_peer_failed, effect.peer, "the fabric has no way there"
+            )
 
     # -- proofs ----------------------------------------------------------------------------------------------------
 

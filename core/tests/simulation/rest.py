@@ -35,6 +35,10 @@ EXPECTED = {
 }  # fmt: skip
 
 
+FRESH = 1_000
+"""Requests from this number on were made after all faults."""
+
+
 class Inspector:
     """Looks at a world that has come to rest."""
 
@@ -42,17 +46,29 @@ class Inspector:
         self._world = world
         self._broken = world.referee.broken
 
-    def inspect(self) -> None:
-        """All of it."""
+    def leaks(self) -> None:
+        """I4."""
         for process in self._world.living():
             self._leaks(process)
             if process.slot.role is Role.PREFILL:
                 self._prefill_leaks(process, process.prefill)
             else:
                 self._decode_leaks(process, process.decode)
+
+    def outcomes(self) -> None:
+        """I6 and I7."""
         requests = {id(h.request): h.request for h in self._world.engine.handles}
         for request in requests.values():
             self._outcome(request)
+
+    def succeeded(self, fresh: list[Request]) -> None:
+        """Requests made after all faults, between processes that live."""
+        for request in fresh:
+            for handle in self._world.engine.handles:
+                if handle.request is request and (handle.final is None or handle.final[0] is not KVPoll.Success):
+                    self._broken(
+                        "I7 isolation", f"all is well, but a new room ended as {handle}: {handle.room.failure}"
+                    )
 
     # -- I4 --------------------------------------------------------------------------------------------------------
 
@@ -79,6 +95,18 @@ class Inspector:
                 if link.room.life not in machine.live:
                     self._leak(process, f"a link to {peer} for room {link.room.number}")
         self._timers(process, machine)
+        self._snapshot(process, machine)
+
+    def _snapshot(self, process: Process, machine: Machine) -> None:
+        """What an operator sees: zeros, or pages with the name of the proof that is missing."""
+        shot = machine.snapshot()
+        if any(not entry["missing"] or not all(entry["missing"]) for entry in shot["quarantined"]):
+            self._leak(process, f"pages without a named proof: {shot['quarantined']}")
+        if not machine.live:
+            stays = {"peers", "nodes", "dropped", "rooms_by_phase", "tombstones"}
+            rest = {key: value for key, value in shot.items() if value and key not in stays}
+            if rest or any(shot["rooms_by_phase"].values()):
+                self._leak(process, rest)
 
     def _session(self, process: Process, machine: Machine, name: str) -> None:
         """A session stands only between processes that live, at both ends, and everything in it has arrived."""
@@ -159,6 +187,8 @@ class Inspector:
     def _outcome(self, request: Request) -> None:
         handles = [h for h in self._world.engine.handles if h.request is request and not h.duplicate]
         if request.tainted or not handles or any(h.process.slot.touched or h.gave_up for h in handles):
+            return
+        if request.uid >= FRESH:
             return
         world = self._world
         slots = [world.engine.slot("prefill", i, request) for i in range(world.scenario.ranks)]

@@ -17,7 +17,7 @@ BASE = {
 SETTINGS = {digest: TransferConfig(**BASE, digest=digest) for digest in DigestMode}  # type: ignore[arg-type]
 TIGHT = TransferConfig(**BASE, max_inbox=3, max_tombstones=2, max_rooms=6)  # type: ignore[arg-type]
 
-BOUND_S = 6.0 + 5.0 + 2 * 4.0 + 3.0 + 8 * 0.7 + 3.0
+BOUND_S = 6.0 + 5.0 + 2 * 4.0 + 3.0 + 8 * 0.7 + 3.0 + 4 * 1.0
 """From the last thing that engines and faults do until every room has ended."""
 
 DECODE_CAUSES = (
@@ -107,6 +107,7 @@ NETS = {
 FAULTS = (
     "kill_prefill", "kill_prefill", "kill_decode", "kill_decode", "pause_prefill", "pause_prefill", "pause_decode", "pause_decode",
     "partition", "partition", "flap", "flap", "close_prefill", "close_decode", "stall", "storm",
+    "unreachable", "unreachable", "giveup_prefill", "giveup_prefill", "giveup_decode",
 )  # fmt: skip
 BOOTSTRAP = ("absent", "black", "slow", "foreign", "stale", "restart")
 
@@ -169,7 +170,7 @@ def draw(rng: random.Random) -> Scenario:
 
 def _faults(rng: random.Random, prefills: int, decodes: int) -> list[Fault]:
     faults = []
-    for _ in range(rng.choice((1, 1, 1, 2, 2, 3))):
+    for _ in range(rng.choice((1, 1, 2, 2, 3, 4))):
         kind = rng.choice(FAULTS)
         when = rng.uniform(0.1, 7)
         duration = rng.choice((rng.uniform(0.05, 1), rng.uniform(1, 4), rng.uniform(3, 12), 60.0))
@@ -187,7 +188,7 @@ def _requests(
     instances, ranks, groups, destinations = shape
     numbers: set[int] = set()
     requests: list[Request] = []
-    for uid in range(1, rng.choice((2, 2, 3, 3, 4, 5, 8)) + 1):
+    for uid in range(1, rng.choice((2, 3, 4, 5, 6, 8, 10)) + 1):
         number = rng.choice((rng.randrange(100), rng.randrange(MAX_ROOM), MAX_ROOM, 0))
         while number in numbers:
             number = rng.randrange(MAX_ROOM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import traceback
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +24,10 @@ from kv_core.protocol.effects import Effect
 from kv_core.protocol.machine import Machine
 from kv_core.protocol.messages import Codec
 from kv_core.protocol.prefill import PrefillMachine
+from kv_core.protocol.rooms import Room
 
 MAX_EVENTS = 60_000
-MAX_TRAFFIC = 40
+MAX_TRAFFIC = 8
 """Data packets in the last seconds of rest: nobody has anything to say then."""
 
 
@@ -62,6 +64,7 @@ class World:
         self.referee = Referee(self)
         self.network = Network(self)
         self.engine = Engine(self)
+        self._inspector = Inspector(self)
         self.over = False  # faults and engines have had their time
         self._faults_left = 0
         self.slots: dict[str, Slot] = {}
@@ -144,13 +147,21 @@ class World:
         for handle in self.engine.handles:
             if handle.process.alive:
                 self.engine.clear(handle)
-        self._pass(40.0 if self.scenario.rests_long else 8.0)
+        self._pass(40.0 if self.scenario.rests_long else 9.0)
+        self._inspector.leaks()
+        if self.scenario.faults or self.scenario.net.name != "clean":
+            fresh = self.engine.freshly()
+            self._pass(3.0)
+            self._inspector.succeeded(fresh)
+            self.engine.stopped = True
+            self._pass(0.5)
         before = self.network.data_packets
         self._pass(1.5)
         if self.network.data_packets - before > MAX_TRAFFIC:
             self.referee.broken("I4 leak", f"{self.network.data_packets - before} data packets although nobody has anything to say")  # fmt: skip
         self.referee.last_words()
-        Inspector(self).inspect()
+        self._inspector.leaks()
+        self._inspector.outcomes()
 
     # -- faults ----------------------------------------------------------------------------------------------------
 
@@ -205,11 +216,24 @@ class World:
         self.clock.after(fault.duration, self.network.heal, slot, other)
 
     def _flap(self, slot: Slot, process: Process, fault: Fault) -> None:
-        self.network.flap(process, self._all[fault.other].endpoint, self.rng.choice((1, 1, 3, 8)))
+        self.network.flap(process, self._all[fault.other].endpoint, self.rng.choice((1, 3, 12)))
 
     def _stall(self, slot: Slot, process: Process, fault: Fault) -> None:
         slot.touched = True
         process.stall(fault.duration)
+
+    def _unreachable(self, slot: Slot, process: Process, fault: Fault) -> None:
+        slot.touched = True
+        slot.unreachable_until = self.clock.now + fault.duration
+        if self.rng.random() < 0.7:  # sessions that stand do not ask again: make new ones
+            self.network.lose_all(process)
+
+    def _giveup(self, slot: Slot, process: Process, fault: Fault) -> None:
+        slot.touched = True
+        for peer in process.machine.peers:
+            self.processes[peer].slot.touched = True
+        self.network.lose_all(process)
+        self.clock.after(0.3 * self.rng.random(), self.network.replay, slot, 12)
 
     def _storm(self, slot: Slot, process: Process, fault: Fault) -> None:
         self.network.replay(slot, self.rng.randrange(1, 12))
@@ -219,6 +243,7 @@ class World:
         self.over = True
         self.note("world", "heals", (), [])
         for slot in self._all:
+            slot.unreachable_until = 0.0
             if slot.process is not None:
                 slot.process.resume()
                 slot.process.unstall()
@@ -228,11 +253,14 @@ class World:
         self.engine.give_up()
 
 
+ADDRESS = re.compile(r" object at 0x[0-9a-f]+")
 BOOT_FAULTS = ("absent", "black", "slow", "foreign", "stale", "restart")
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    if isinstance(value, Room):
+        return f"<room {value.number} life {value.life} {value.phase.value}>"
+    text = ADDRESS.sub("", repr(value))
     return text if len(text) < 260 else f"{text[:250]}... ({len(text)})"
 
 
