@@ -14,7 +14,7 @@ from kv_core.contract.enums import Capability
 from kv_core.contract.failures import TransportError
 from kv_core.protocol.effects import RemovePeer
 from kv_core.protocol.lifecycle import Phase
-from kv_core.runtime.transfer.blocking import Submitter
+from kv_core.runtime.transfer.blocking import DEPTH, Submitter
 
 
 class Gate:
@@ -65,9 +65,11 @@ def test_a_peer_whose_submit_blocks_holds_up_nobody_else():
         stuck, moving = b.peer("stuck"), b.peer("moving")
         held = [b.submit(stuck, [k], [k]) for k in range(10)]
         until(lambda: gate.inside)
+        until(lambda: b.engine.snapshot()["unanswered_submissions"] == DEPTH)
         chunks = [b.submit(moving, [k % 16], [k % 16]) for k in range(100)]
         until(lambda: all(map(b.has_landed, chunks)))
         assert not any(map(b.has_landed, held))
+        assert b.engine.snapshot()["unanswered_submissions"] == DEPTH
         assert b.engine.stalled_s() == 0.0
         gate.open.set()
         until(lambda: all(map(b.has_landed, held)))
@@ -150,8 +152,9 @@ def test_the_number_of_threads_is_bounded():
     config = settings(max_peers=2)
     with blocking("a", "b", config=config) as (b, gate):
         peers = [b.peer(name) for name in ("a", "b", "c")]
-        chunks = [b.submit(peer, [1], [1]) for peer in peers]
+        chunks = [b.submit(peer, [1], [1]) for peer in peers[:2]]
         until(lambda: sorted(gate.inside) == ["a", "b"])
+        chunks.append(b.submit(peers[2], [1], [1]))
         until(lambda: b.engine.snapshot()["queued_chunks"] == 1)
         assert len(b.engine.health()) == 3
         gate.open.set()

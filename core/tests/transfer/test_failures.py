@@ -104,6 +104,8 @@ def test_a_transfer_that_was_given_up_and_lands_after_all_is_quiescent():
         transport.land(transport.posted[0])
         until(lambda: id(chunk) in b.sink.still)
         assert not b.has_landed(chunk)
+        b.rest()
+        assert [name for name, about, _ in b.sink.events if about is chunk] == ["failed", "quiescent"]
 
 
 def test_an_exception_of_progress_fails_the_room_it_belongs_to_and_no_other():

@@ -18,7 +18,7 @@ class Outcomes(Protocol):
     """Who hears how postings go."""
 
     def on_done(self, posting: Posting, wire_seconds: float | None) -> None:
-        """All bytes landed; quiescent."""
+        """All bytes landed, maybe after the posting was reported as failed; quiescent."""
         ...
 
     def on_failed(self, posting: Posting, error: str) -> None:
@@ -123,10 +123,7 @@ class Outstanding:
                 self.strays += 1
             elif record.state is TransferState.DONE:
                 self._forget(posting)
-                if posting.failed:  # it was given up, and its bytes landed after all
-                    self._outcomes.on_quiescent(posting)
-                else:
-                    self._outcomes.on_done(posting, record.wire_seconds)
+                self._outcomes.on_done(posting, record.wire_seconds)
             elif record.state is TransferState.FAILED:
                 self._fail(posting, record.error or "the transfer failed, and the transport does not say why")
                 if record.quiescent:
