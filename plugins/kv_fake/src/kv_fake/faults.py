@@ -172,9 +172,8 @@ class FakeTransport(SoftwareNic):
 
     def progress(self, transfers: Sequence[Transfer]) -> Iterator[TransferProgress]:
         """See ``Transport``."""
-        if monotonic() < self._frozen_until:
+        if self._is_frozen():
             return
-        self._nic.running.set()
         while self._later and self._later[0][0] <= monotonic():
             heapq.heappop(self._later)[2]()
         for ghost, written in self._ghosts.items():
@@ -207,8 +206,18 @@ class FakeTransport(SoftwareNic):
     def wait(self, timeout_s: float) -> None:
         """See ``Transport``."""
         now = monotonic()
-        due = max(self._later[0][0] if self._later else now + timeout_s, self._frozen_until)
-        super().wait(min(timeout_s, due - now))
+        if self._is_frozen():
+            timeout_s = min(timeout_s, self._frozen_until - now)
+        elif self._later:
+            timeout_s = min(timeout_s, self._later[0][0] - now)
+        super().wait(timeout_s)
+        self._is_frozen()  # thaws, also when there is nothing to ask ``progress`` about
+
+    def close(self) -> None:
+        """See ``Transport``."""
+        self._frozen_until = 0.0
+        self._is_frozen()
+        super().close()
 
     def release_held(self) -> None:
         """Let go what ``hold`` holds. Owner thread, or while it waits."""
@@ -265,7 +274,20 @@ class FakeTransport(SoftwareNic):
 
     def _freeze(self, seconds: float) -> None:
         self._frozen_until = monotonic() + seconds
-        self._nic.running.clear()
+        self._nic.running.clear()  # the threads stop at their next system call
+        for connection in self._watched.values():
+            self._selector.unregister(connection)
+        self._watched.clear()
+
+    def _is_frozen(self) -> bool:
+        if monotonic() < self._frozen_until:
+            return True
+        self._nic.running.set()
+        return False
+
+    def _watch(self) -> None:
+        if not self._is_frozen():
+            super()._watch()
 
     def _corrupt(self, transfer: FakeTransfer) -> None:
         assert transfer.pieces is not None, "it moves bytes"

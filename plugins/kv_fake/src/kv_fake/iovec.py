@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import socket
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -62,17 +63,21 @@ class Pieces:
         """Whether every byte has been moved."""
         return self._moved == self.nbytes
 
-    def send(self, fd: int, *, wait: bool) -> bool:
-        """Send; True when all is sent. Without ``wait`` it stops when the socket takes no more. Raises ``OSError``."""
+    def send(self, fd: int, *, wait: bool, before: Callable[[], None] | None = None) -> bool:
+        """Send; True when all is sent. Without ``wait`` it stops when the socket takes no more. ``before`` is called ahead
+        of each system call and may raise. Raises ``OSError``.
+        """
         flags = socket.MSG_NOSIGNAL if wait else socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
-        return self._move(_libc.sendmsg, fd, flags)
+        return self._move(_libc.sendmsg, fd, flags, before)
 
-    def receive(self, fd: int) -> bool:
+    def receive(self, fd: int, *, before: Callable[[], None] | None = None) -> bool:
         """Fill all pieces; waits. Raises ``OSError``, and ``ConnectionResetError`` at the end of the stream."""
-        return self._move(_libc.recvmsg, fd, 0)
+        return self._move(_libc.recvmsg, fd, 0, before)
 
-    def _move(self, call: ctypes._NamedFuncPointer, fd: int, flags: int) -> bool:
+    def _move(self, call: ctypes._NamedFuncPointer, fd: int, flags: int, before: Callable[[], None] | None) -> bool:
         while not self.done:
+            if before is not None:
+                before()
             self._header.iov = self._iov.ctypes.data + 16 * self._next
             self._header.iov_length = min(IOV_MAX, len(self._iov) - self._next)
             moved = call(fd, ctypes.byref(self._header), flags)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import threading
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,40 +17,46 @@ U64 = npt.NDArray[np.uint64]
 
 class RegisteredMemory:
     """The regions of one transport. Changed by the owner thread, read by the NIC's threads: the arrays are replaced,
-    never changed, under a lock that each write into memory holds shared (see ``Nic``).
+    never changed. A frame that began to land before a change is the NIC's business (``Nic.evict``).
     """
 
     def __init__(self) -> None:
-        self._regions: dict[int, Region] = {}
-        self._lock = threading.Lock()
+        self._regions: Counter[Region] = Counter()  # the same one may be registered more than once
         self._table = (np.zeros(0, np.uint64), np.zeros(0, np.uint64))
 
     def register(self, regions: Sequence[Region]) -> None:
         """Add regions, all or none. Raises ``RegistrationError``."""
+        taken = {region.index: region for region in self._regions}
         for position, region in enumerate(regions):
+            if taken.setdefault(region.index, region) != region:
+                raise RegistrationError(
+                    f"region number {region.index} is registered already, for other memory (EEXIST): deregister that first",
+                    region=position, errno=errno.EEXIST,
+                )  # fmt: skip
             if not is_mapped(region.address, region.nbytes):
                 raise RegistrationError(
                     f"region {region.index} ({region.nbytes} bytes at {region.address:#x}, pool {region.pool!r}) is not "
                     f"mapped in this process (ENOMEM): pass the address of memory that is allocated and stays allocated",
                     region=position, errno=errno.ENOMEM,
                 )  # fmt: skip
-        with self._lock:
-            self._regions |= {region.index: region for region in regions}
-            self._rebuild()
+        self._regions.update(regions)
+        self._rebuild()
 
-    def deregister(self, regions: Sequence[Region]) -> None:
-        """Take regions away; unknown ones are ignored."""
-        with self._lock:
-            for region in regions:
-                if self._regions.get(region.index) == region:
-                    del self._regions[region.index]
-            self._rebuild()
+    def deregister(self, regions: Sequence[Region]) -> list[int]:
+        """Take regions away; unknown ones are ignored. Returns the numbers of those that are gone now."""
+        known = [region for region in regions if region in self._regions]
+        self._regions = +(self._regions - Counter(known))
+        self._rebuild()
+        return [region.index for region in known if region not in self._regions]
+
+    def __contains__(self, region: Region) -> bool:
+        return region in self._regions
 
     def _rebuild(self) -> None:
-        size = max(self._regions, default=-1) + 1
+        size = max((region.index for region in self._regions), default=-1) + 1
         address, nbytes = np.zeros(size, np.uint64), np.zeros(size, np.uint64)
-        for index, region in self._regions.items():
-            address[index], nbytes[index] = region.address, region.nbytes
+        for region in self._regions:
+            address[region.index], nbytes[region.index] = region.address, region.nbytes
         self._table = (address, nbytes)
 
     def locate(self, region: U64, offset: U64, length: U64) -> tuple[U64, int]:

@@ -1,7 +1,14 @@
 """The inbound side: listens, and writes what peers send straight into registered memory. One thread a connection.
 
 A thread that serves a connection blocks in the kernel, without the GIL, for as long as bytes come; a peer that sends
-nothing costs nothing. ``shutdown`` of the socket ends such a wait at once, which is what makes a fence quick.
+nothing costs nothing.
+
+**How a connection is ended from outside** (a fence, a RETIRE, ``close``), so that nothing lands afterwards, and so that
+the peer, who takes the end of the stream for a proof, does not see it a moment too early. The socket alone can't do it:
+what lies in its receive buffer can still be read after ``shutdown``. So each connection has a ``gate``, held while a
+frame lands. First the connection is marked as ended, and its reading side shut, which wakes the thread and tells the
+peer nothing; then the gate is taken: no frame lands now, and none will, since who finds the mark inside of the gate
+turns back. Only then is the sending side shut, too.
 """
 
 from __future__ import annotations
@@ -11,13 +18,14 @@ import logging
 import secrets
 import socket
 import threading
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from kv_core import TransportError
 from kv_fake.iovec import Pieces
-from kv_fake.memory import RegisteredMemory
+from kv_fake.memory import U64, RegisteredMemory
 from kv_fake.wire import (
     ACCEPTED,
     HEADER_BYTES,
@@ -35,6 +43,8 @@ MAX_CONNECTIONS = 4_096
 PREAMBLE_S = 10.0
 """How long a stranger may take to say who he is."""
 JOIN_S = 5.0
+ACCEPT_AGAIN_S = 0.05
+FROZEN_S = 0.05
 SCRATCH_BYTES = 1 << 20
 
 
@@ -46,6 +56,9 @@ class Inbound:
     thread: threading.Thread | None = None
     preamble: Preamble | None = None
     refused: bool = False
+    ended: bool = False
+    gate: threading.Lock = field(default_factory=threading.Lock)
+    landing: U64 | None = None  # regions of the frame that lands now
 
 
 @dataclass
@@ -76,7 +89,7 @@ class Nic:
         self._inbound: set[Inbound] = set()
         self._fenced: dict[str, int] = {}  # writer -> highest generation that may not write any more
         self._retired: dict[str, int] = {}  # writer -> highest number of its connections that are read no more
-        self._closing = False
+        self._closing = threading.Event()
 
     def open(self, host: str) -> None:
         """Listen on a free port of this host. Raises ``TransportError``."""
@@ -99,18 +112,28 @@ class Nic:
             doomed = [c for c in self._inbound if self._is_from(c, writer) and self._refuses(c.preamble)]
         self._end(doomed)
 
-    def close(self) -> None:
-        """Stop reading, then stop listening: who finds the port refused knows that nothing is read. Idempotent."""
+    def evict(self, regions: Sequence[int]) -> None:
+        """Return when no frame lands in these regions, which were deregistered before. Their connections end."""
         with self._lock:
-            self._closing = True  # from now on a new connection is closed at once
+            doomed = [c for c in self._inbound if c.landing is not None and np.isin(regions, c.landing).any()]
+        self._end(doomed)
+
+    def close(self) -> None:
+        """Stop reading, then stop listening: who finds the port refused knows that nothing is read. Idempotent.
+
+        Raises ``TransportError``, and leaves the port open, if a thread does not stop.
+        """
+        with self._lock:
+            self._closing.set()  # from now on a new connection is closed at once
             doomed = list(self._inbound)
-            listener, self._listener = self._listener, None
         self.running.set()
         self._end(doomed)
+        for inbound in doomed:
+            _join(inbound.thread)
+        listener, self._listener = self._listener, None
         if listener is not None:
             listener.shutdown(socket.SHUT_RDWR)  # ends accept()
-            if self._thread is not None:
-                self._thread.join(JOIN_S)
+            _join(self._thread)
             listener.close()
 
     # -- connections -----------------------------------------------------------------------------------------------
@@ -121,30 +144,36 @@ class Nic:
             try:
                 connection, _ = listener.accept()
             except OSError as error:
-                if self._stopped() or error.errno == errno.EINVAL:
+                if self._closing.is_set() or error.errno == errno.EINVAL:
                     break
                 self.counts.exceptions += 1  # no descriptors left, say: the next one may fare better
-                threading.Event().wait(0.05)
+                self._closing.wait(ACCEPT_AGAIN_S)
                 continue
-            inbound = Inbound(connection)
-            with self._lock:
-                if self._stopped() or len(self._inbound) >= MAX_CONNECTIONS:
-                    connection.close()
-                    continue
-                self._inbound.add(inbound)
-                self.counts.connections += 1
-            inbound.thread = threading.Thread(target=self._serve, args=(inbound,), name=f"kv-fake-in-{self.port}")
-            inbound.thread.start()
+            try:
+                self._welcome(connection)
+            except Exception:
+                self.counts.exceptions += 1  # no threads left, say
+                connection.close()
+                self._logger.exception("the software NIC could not take a connection")
 
-    def _stopped(self) -> bool:
-        return self._closing
+    def _welcome(self, connection: socket.socket) -> None:
+        inbound = Inbound(connection)
+        inbound.thread = threading.Thread(target=self._serve, args=(inbound,), name=f"kv-fake-in-{self.port}")
+        with self._lock:
+            if self._closing.is_set() or len(self._inbound) >= MAX_CONNECTIONS:
+                connection.close()
+                return
+            inbound.thread.start()  # under the lock: what is in the set can be joined
+            self._inbound.add(inbound)
+            self.counts.connections += 1
 
     def _serve(self, inbound: Inbound) -> None:
         try:
             inbound.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            inbound.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # the peer's host may vanish
             if self._greet(inbound):
                 while self._frame(inbound):
-                    self.running.wait()
+                    pass  # until the stream ends
         except OSError as error:
             self._logger.debug("a connection to the software NIC ended: %s", error)
         except Exception:
@@ -161,12 +190,14 @@ class Nic:
         preamble = Preamble.unpack(_exactly(inbound.socket, PREAMBLE_BYTES))
         if preamble is None or not secrets.compare_digest(preamble.token, self.token):
             self.counts.foreign += 1
+            if preamble is not None:
+                inbound.socket.sendall(REFUSED)  # whoever asks for an earlier NIC of this port learns that it has gone
             return False
         if preamble.purpose == Purpose.RETIRE:
             self._retire(preamble)
         with self._lock:
             inbound.preamble = preamble
-            inbound.refused = preamble.purpose == Purpose.DATA and self._refuses(preamble)
+            inbound.refused = preamble.purpose == Purpose.DATA and (self._refuses(preamble) or inbound.ended)
         inbound.socket.settimeout(None)
         inbound.socket.sendall(REFUSED if inbound.refused else ACCEPTED)
         return preamble.purpose == Purpose.DATA and not inbound.refused
@@ -191,14 +222,17 @@ class Nic:
             or preamble.number <= self._retired.get(preamble.writer, -1)
         )  # fmt: skip
 
-    def _end(self, doomed: list[Inbound]) -> None:
+    @staticmethod
+    def _end(doomed: Sequence[Inbound]) -> None:
+        """End connections; on return nothing of them can land (see above). Raises ``TransportError``."""
         for inbound in doomed:
-            _shutdown(inbound.socket)
+            inbound.ended = True
+            _shutdown(inbound.socket, socket.SHUT_RD)
         for inbound in doomed:
-            if inbound.thread is not None and inbound.thread is not threading.current_thread():
-                inbound.thread.join(JOIN_S)
-                if inbound.thread.is_alive():
-                    raise TransportError(f"a thread of the software NIC did not end within {JOIN_S:g} s")
+            if not inbound.gate.acquire(timeout=JOIN_S):
+                raise TransportError(f"a thread of the software NIC did not stop within {JOIN_S:g} s")
+            inbound.gate.release()
+            _shutdown(inbound.socket, socket.SHUT_RDWR)
 
     # -- frames ----------------------------------------------------------------------------------------------------
 
@@ -215,15 +249,32 @@ class Nic:
         if int(length.max()) > header.payload or int(length.sum()) != header.payload:
             self.counts.foreign += 1
             return False
-        address, refused = self._memory.locate(region, offset, length)
         self.counts.frames += 1
-        if refused < 0:
-            Pieces(address, length).receive(connection.fileno())
-        else:
+        refused = self._land(inbound, region, offset, length)
+        if refused >= 0:
             self.counts.refused_frames += 1
             _drain(connection, header.payload)
         connection.sendall(Ack(header.transfer, refused >= 0, max(refused, 0)).pack())
         return True
+
+    def _land(self, inbound: Inbound, region: U64, offset: U64, length: U64) -> int:
+        """Write a frame's bytes into memory; if a segment is not inside registered memory, no byte, and its number."""
+        with inbound.gate:
+            inbound.landing = region  # before the look at what is registered: ``evict`` looks in the opposite order
+            try:
+                address, refused = self._memory.locate(region, offset, length)
+                if refused < 0:
+                    pieces = Pieces(address, length)
+                    pieces.receive(inbound.socket.fileno(), before=lambda: self._may_land(inbound))
+            finally:
+                inbound.landing = None
+        return refused
+
+    def _may_land(self, inbound: Inbound) -> None:
+        while not inbound.ended and not self.running.wait(FROZEN_S):
+            pass  # frozen by a fault script, for as long as it says
+        if inbound.ended:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the connection was ended from this side")
 
 
 def _exactly(connection: socket.socket, count: int, *, may_end: bool = False) -> bytes:
@@ -248,9 +299,16 @@ def _drain(connection: socket.socket, count: int) -> None:
         count -= got
 
 
-def _shutdown(connection: socket.socket) -> None:
+def _shutdown(connection: socket.socket, how: int) -> None:
     try:
-        connection.shutdown(socket.SHUT_RDWR)
+        connection.shutdown(how)
     except OSError as error:
         if error.errno not in (errno.ENOTCONN, errno.EBADF):
             raise
+
+
+def _join(thread: threading.Thread | None) -> None:
+    if thread is not None:
+        thread.join(JOIN_S)
+        if thread.is_alive():
+            raise TransportError(f"thread {thread.name} of the software NIC did not end within {JOIN_S:g} s")

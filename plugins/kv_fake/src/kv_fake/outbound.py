@@ -4,30 +4,39 @@ The thread blocks in the kernel, without the GIL, while a peer takes its time; s
 owner thread tries a first non-blocking write itself, which spares small frames the hand-over.
 
 **What may still land after a connection broke?** What the kernel had taken from us may lie in the peer's receive buffer,
-and its NIC may still read it, whatever error we saw here. Three things prove that it will not: the end of the peer's
-stream (a NIC never half-closes, so it has closed the socket); the NIC's answer to a RETIRE request; and a refused
-connection to the NIC's port, which is closed only after all of its connections are (or by the end of the process).
+and its NIC may still read it, whatever error we saw here (a reset is no proof: it may come from something in between).
+Four things prove that it will not:
+
+- the end of the peer's stream: a NIC shuts its sending side only when nothing can land any more, and the kernel closes a
+  dead process's sockets only when its last thread has gone;
+- the NIC's answer to a RETIRE request;
+- a refused connection to the NIC's port: it listens there until all of its connections have ended, or its process (what
+  lies between is taken to pass connections on, and not to refuse them in the host's name);
+- an answer, on that port, of a NIC that does not know the token: another one took the place.
+
 Until one of them is seen, such a transfer is FAILED but not quiescent.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from kv_core import TransferState, TransportError
 from kv_core.contract.transport import PeerKey, Transfer
 from kv_fake.iovec import Pieces
-from kv_fake.wire import ACCEPTED, ACK_BYTES, Ack, Descriptor, Preamble, Purpose
+from kv_fake.wire import ACCEPTED, ACK_BYTES, REFUSED, Ack, Descriptor, Preamble, Purpose
 
 CONNECT_S = 5.0
 RETIRE_AGAIN_S = 0.2
 JOIN_S = 5.0
-BUFFER_BYTES = 4 << 20
+FROZEN_S = 0.05
+_logger = logging.getLogger(__name__)
 
 
 class FakeTransfer(Transfer):
@@ -58,17 +67,20 @@ class FakeTransfer(Transfer):
 
 
 class Outbound:
-    """The connection to one generation of one peer. ``wake`` tells the owner thread that something has changed, ``bury``
-    gives it a broken socket to close (it may be in its selector).
+    """The connection to one generation of one peer. ``numbers`` gives each connection its own, ``running`` is cleared
+    while nothing may be sent, ``wake`` tells the owner thread that something has changed, ``bury`` gives it a broken
+    socket to close (it may be in its selector).
     """
 
     def __init__(
-        self, me: str, peer: PeerKey, descriptor: Descriptor, wake: Callable[[], None],
-        bury: Callable[[socket.socket], None],
+        self, me: str, peer: PeerKey, descriptor: Descriptor, numbers: Iterator[int], running: threading.Event,
+        wake: Callable[[], None], bury: Callable[[socket.socket], None],
     ) -> None:  # fmt: skip
         self.peer = peer
         self._me = me
         self._descriptor = descriptor
+        self._numbers = numbers
+        self._running = running
         self._wake = wake
         self._bury = bury
         self._lock = threading.Condition()
@@ -76,6 +88,8 @@ class Outbound:
         self._posted: dict[int, FakeTransfer] = {}  # given to the kernel, not acknowledged
         self._suspect: list[FakeTransfer] = []  # failed, and not proven quiescent
         self._socket: socket.socket | None = None
+        self._dialing: socket.socket | None = None
+        self._broken: socket.socket | None = None  # to be buried by the thread that still sends on it
         self._acks = b""
         self._number = 0
         self._to_retire = 0
@@ -91,7 +105,7 @@ class Outbound:
         with self._lock:
             if self._removed:
                 raise TransportError(f"peer {self.peer.name[:8]} was removed", quiescent=True)
-            direct = self._socket is not None and not self._queue and not self._sending
+            direct = self._socket is not None and not self._queue and not self._sending and self._running.is_set()
             if not direct:
                 self._queue.append(transfer)
             else:
@@ -109,9 +123,18 @@ class Outbound:
             self._lost(connection, f"sending failed: {error}", proof=False)
             complete = True
         with self._lock:
-            self._sending = False
             if not complete and transfer.state is TransferState.PENDING:
                 self._queue.appendleft(transfer)
+        self._stop_sending()
+
+    def _stop_sending(self) -> None:
+        """A socket may be closed only when nobody sends on it: its number would soon be another one's."""
+        with self._lock:
+            self._sending = False
+            broken, self._broken = self._broken, None
+        if broken is not None:
+            self._bury(broken)
+            self._wake()
 
     def _hand_over(self) -> None:
         with self._lock:
@@ -158,10 +181,11 @@ class Outbound:
         """Refuse further frames and end the connection; what was begun stays until its end is proven."""
         with self._lock:
             self._removed = True
-            connection, begun = self._socket, bool(self._posted)
+            self._lock.notify()  # the thread of a peer to whom nothing is owed ends now: nobody will call it again
+            connection = self._socket
         self._fail_queued("the peer was removed")
         if connection is not None:
-            self._lost(connection, "the peer was removed", proof=not begun)
+            self._lost(connection, "the peer was removed", proof=False)
         self._hand_over()
 
     @property
@@ -186,9 +210,13 @@ class Outbound:
         with self._lock:
             self._closed = True
             self._lock.notify()
-            thread = self._thread
+            thread, dialing = self._thread, self._dialing
+            if dialing is not None:
+                _shutdown(dialing)
         if thread is not None:
             thread.join(JOIN_S)
+            if thread.is_alive():
+                raise TransportError(f"thread {thread.name} did not end within {JOIN_S:g} s")
 
     # -- the peer's thread -----------------------------------------------------------------------------------------
 
@@ -203,43 +231,65 @@ class Outbound:
                 if self._closed:
                     return
                 retire, connection = self._to_retire, self._socket
-            if retire:
-                self._prove_retired(retire)
-            elif connection is None:
-                self._connect()
-            else:
-                self._send_queued(connection)
+            try:
+                if retire:
+                    self._prove_retired(retire)
+                elif connection is None:
+                    self._connect()
+                else:
+                    self._send_queued(connection)
+            except Exception as error:
+                _logger.exception("what was queued for peer %s could not be sent", self.peer.name[:8])
+                self._fail_queued(f"unexpected: {error!r}")
 
     def _connect(self) -> None:
-        with self._lock:
-            self._number += 1
-            number = self._number
+        self._number = number = next(self._numbers)
         try:
             connection = self._dial(Purpose.DATA, number)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter: no host name at all
             self._fail_queued(
                 f"can't connect to the peer's NIC at {self._descriptor.host}:{self._descriptor.port}: {error}"
             )
             return
         with self._lock:
-            self._socket = connection
-            self._acks = b""
+            removed = self._removed
+            if not removed:
+                self._socket = connection
+                self._acks = b""
+        if removed:
+            connection.close()
+            self._fail_queued("the peer was removed")
         self._wake()  # the owner reads its acknowledgements from now on
 
     def _dial(self, purpose: Purpose, number: int) -> socket.socket:
         where = self._descriptor
-        connection = socket.create_connection((where.host, where.port), timeout=CONNECT_S)
+        family, kind, protocol, _, address = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)[0]
+        connection = socket.socket(family, kind, protocol)
+        with self._lock:
+            self._dialing = connection
+            closed = self._closed
         try:
+            if closed:
+                raise ConnectionAbortedError(errno.ECONNABORTED, "closed meanwhile")
+            connection.settimeout(CONNECT_S)
+            connection.connect(address)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # unsent bytes die
             connection.sendall(Preamble(where.token, self._me, self.peer.generation, purpose, number).pack())
             answer = connection.recv(1)
+            if answer == REFUSED:
+                raise PermissionError(errno.EPERM, "the peer's NIC does not accept us (fenced, or another one by now)")
             if answer != ACCEPTED:
-                raise ConnectionRefusedError(errno.EPERM, f"the peer's NIC does not accept us (answer {answer!r})")
+                raise ConnectionResetError(errno.ECONNRESET, f"no answer of a NIC ({answer!r})")
             connection.settimeout(None)
         except BaseException:
+            with self._lock:
+                self._dialing = None
             connection.close()
             raise
+        with self._lock:
+            self._dialing = None
         return connection
 
     def _send_queued(self, connection: socket.socket) -> None:
@@ -251,21 +301,26 @@ class Outbound:
             transfer.started = self._sending = True
         try:
             if transfer.pieces is not None:
-                transfer.pieces.send(connection.fileno(), wait=True)
+                transfer.pieces.send(connection.fileno(), wait=True, before=lambda: self._may_send(connection))
         except OSError as error:
             self._lost(connection, f"sending failed: {error}", proof=False)
         finally:
-            with self._lock:
-                self._sending = False
+            self._stop_sending()
+
+    def _may_send(self, connection: socket.socket) -> None:
+        while self._socket is connection and not self._running.wait(FROZEN_S):
+            pass  # frozen by a fault script, for as long as it says
+        if self._socket is not connection:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the connection was given up")
 
     def _prove_retired(self, number: int) -> None:
         """Ask the peer's NIC to read connection ``number``, and those before it, no more."""
         try:
             self._dial(Purpose.RETIRE, number).close()
             proven = True
-        except ConnectionRefusedError as error:
-            proven = error.errno == errno.ECONNREFUSED
-        except OSError:
+        except (ConnectionRefusedError, PermissionError):
+            proven = True
+        except (OSError, UnicodeError):
             proven = False
         with self._lock:
             if proven:
@@ -287,18 +342,18 @@ class Outbound:
             self._socket = None
             begun = list(self._posted.values())
             self._posted.clear()
+            in_use = self._sending
+            if in_use:
+                self._broken = connection
             if begun and not proof:
                 self._suspect += begun
                 self._to_retire = self._number
             half = [transfer for transfer in self._queue if transfer.started]
             for transfer in half:
                 self._queue.remove(transfer)
-        try:
-            connection.shutdown(socket.SHUT_RDWR)
-        except OSError as error:
-            if error.errno != errno.ENOTCONN:
-                raise
-        self._bury(connection)
+        _shutdown(connection)
+        if not in_use:
+            self._bury(connection)
         for transfer in begun:
             transfer.fail(why, quiescent=proof)
         self._hand_over()
@@ -312,3 +367,11 @@ class Outbound:
         for transfer in doomed:
             transfer.fail(why, quiescent=True)
         self._wake()
+
+
+def _shutdown(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError as error:
+        if error.errno not in (errno.ENOTCONN, errno.EBADF):
+            raise

@@ -32,6 +32,15 @@ from kv_fake.wire import ACCEPTED, Descriptor, Header, Preamble, Purpose, segmen
 PROBE_S = 1.0
 
 
+class FakePrepared(Prepared):
+    """What two layouts have to do with each other: the regions' numbers on each side, checked once."""
+
+    def __init__(self, peer: PeerKey, plan: TransferPlan) -> None:
+        super().__init__(peer, plan)
+        self.local = np.array([region.index for region in plan.local_regions], np.uint64)
+        self.remote = np.array([region.index for region in plan.remote_regions], np.uint64)
+
+
 class SoftwareNic(Transport):
     """One process's NIC: memory that peers may write (``Nic``), and a connection to each peer (``Outbound``).
 
@@ -49,6 +58,7 @@ class SoftwareNic(Transport):
         self._peers: dict[PeerKey, Outbound] = {}
         self._removed: list[Outbound] = []
         self._numbers = itertools.count(1)
+        self._connections = itertools.count(1)  # over all peers and generations: a later one never has a lower number
         self._selector = selectors.DefaultSelector()
         self._bell, self._ringer = socket.socketpair()
         self._bell.setblocking(False)
@@ -56,6 +66,7 @@ class SoftwareNic(Transport):
         self._selector.register(self._bell, selectors.EVENT_READ)
         self._watched: dict[Outbound, socket.socket] = {}
         self._dead: SimpleQueue[socket.socket] = SimpleQueue()
+        self._looked = False
         self._closed = False
 
     # -- memory ----------------------------------------------------------------------------------------------------
@@ -65,8 +76,10 @@ class SoftwareNic(Transport):
         self._memory.register(regions)
 
     def deregister_memory(self, regions: Sequence[Region]) -> None:
-        """See ``Transport``."""
-        self._memory.deregister(regions)
+        """See ``Transport``. A frame that lands there right now is cut off, with its connection."""
+        gone = self._memory.deregister(regions)
+        if gone:
+            self._nic.evict(gone)
 
     # -- peers -----------------------------------------------------------------------------------------------------
 
@@ -82,9 +95,16 @@ class SoftwareNic(Transport):
             where = Descriptor.unpack(descriptor)
         except ValueError as error:
             raise TransportError(f"peer {peer.name[:8]} sent {error}", quiescent=True) from error
-        for older in [key for key in self._peers if key.name == peer.name and key.generation < peer.generation]:
-            self.remove_peer(older)
-        self._peers[peer] = Outbound(self.context.instance_id, peer, where, self.wake, self._dead.put)
+        for known in [key for key in self._peers if key.name == peer.name]:
+            if known.generation > peer.generation:
+                raise TransportError(
+                    f"peer {peer.name[:8]} is known by generation {known.generation}, {peer.generation} is of the past",
+                    quiescent=True,
+                )
+            self.remove_peer(known)
+        self._peers[peer] = Outbound(
+            self.context.instance_id, peer, where, self._connections, self._nic.running, self.wake, self._dead.put
+        )
 
     def remove_peer(self, peer: PeerKey) -> None:
         """See ``Transport``."""
@@ -93,11 +113,11 @@ class SoftwareNic(Transport):
             outbound.remove()
             self._removed.append(outbound)
 
-    def prepare(self, peer: PeerKey, plan: TransferPlan) -> Prepared:
+    def prepare(self, peer: PeerKey, plan: TransferPlan) -> FakePrepared:
         """See ``Transport``."""
         if peer not in self._peers:
             raise TransportError(f"peer {peer.name[:8]} generation {peer.generation} is not known", quiescent=True)
-        return Prepared(peer, plan)
+        return FakePrepared(peer, plan)
 
     def describe(self, peer: PeerKey) -> str:
         """See ``Transport``."""
@@ -113,15 +133,24 @@ class SoftwareNic(Transport):
 
     def frame(self, prepared: Prepared, batch: TransferBatch) -> FakeTransfer:
         """A batch as one frame: header, segment table, then the pages themselves, by address."""
+        assert isinstance(prepared, FakePrepared), "made by prepare()"
         copies = batch.copies()
         number, nbytes = next(self._numbers), int(copies.length.sum())
         if not len(copies.length):
             return FakeTransfer(prepared.peer, number, b"", None, 0)
-        base = np.array([region.address for region in prepared.plan.local_regions], np.uint64)
+        local = prepared.local[copies.local_region.astype(np.intp)]
+        pages, wrong = self._memory.locate(local, copies.local_offset, copies.length)
+        if wrong >= 0:
+            raise TransportError(
+                f"copy {wrong} of {len(local)} reads {copies.length[wrong]} bytes at offset {copies.local_offset[wrong]} "
+                f"of region {local[wrong]}, which is not inside the memory registered here",
+                quiescent=True,
+            )
         head = Header(number, len(copies.length), nbytes).pack()
-        head += segment_table(copies.remote_region, copies.remote_offset, copies.length)
+        remote = prepared.remote[copies.remote_region.astype(np.intp)]
+        head += segment_table(remote, copies.remote_offset, copies.length)
         start = np.frombuffer(head, np.uint8).__array_interface__["data"][0]
-        address = np.concatenate(([np.uint64(start)], base[copies.local_region.astype(np.intp)] + copies.local_offset))
+        address = np.concatenate(([np.uint64(start)], pages))
         length = np.concatenate(([np.uint64(len(head))], copies.length))
         return FakeTransfer(prepared.peer, number, head, Pieces(address, length), nbytes)
 
@@ -137,7 +166,9 @@ class SoftwareNic(Transport):
 
     def progress(self, transfers: Sequence[Transfer]) -> Iterator[TransferProgress]:
         """See ``Transport``."""
-        self._look(0.0)
+        if not self._looked:
+            self._look(0.0)  # each look gives up the GIL, which a busy engine may keep for 5 ms
+        self._looked = False
         self._removed = [outbound for outbound in self._removed if not outbound.idle]
         for transfer in transfers:
             assert isinstance(transfer, FakeTransfer), "made by submit()"
@@ -178,6 +209,7 @@ class SoftwareNic(Transport):
         ``progress`` is not called while nothing is outstanding.
         """
         self._look(max(timeout_s, 0.0))
+        self._looked = True
 
     def wake(self) -> None:
         """See ``Transport``."""
@@ -219,11 +251,13 @@ class SoftwareNic(Transport):
         if self._closed:
             return
         self._closed = True
-        for outbound in [*self._peers.values(), *self._removed]:
-            outbound.close()
-        self._peers.clear()
-        self._nic.close()
-        self._watch()
-        self._selector.close()
-        self._bell.close()
-        self._ringer.close()
+        try:
+            for outbound in [*self._peers.values(), *self._removed]:
+                outbound.close()
+            self._nic.close()
+        finally:
+            self._peers.clear()
+            self._watch()
+            self._selector.close()
+            self._bell.close()
+            self._ringer.close()
