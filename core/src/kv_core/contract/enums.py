@@ -50,9 +50,11 @@ class Direction(str, Enum):
 class ThreadingModel(str, Enum):
     """Which threads may call a transport; core obeys it, the transport never has to lock.
 
-    OWNER: every call except ``wake`` comes from one thread, and no call may wait for bytes.
-    BLOCKING: ``submit`` may block for as long as the bytes take, and may be called for *different* peers from
-    different threads at once (core gives each peer a thread of its own); all other calls come from one thread.
+    OWNER: no two calls at the same time, except ``wake``. The constructor and the first ``register_memory`` and
+    ``local_descriptor`` come from the thread that creates the manager; from then on one thread makes every call. No call
+    may wait for bytes.
+    BLOCKING: as OWNER, but ``submit`` may block for as long as the bytes take, and may be called for *different* peers
+    from different threads at once (core gives each peer a thread of its own).
     """
 
     OWNER = "owner"
