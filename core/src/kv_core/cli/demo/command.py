@@ -48,7 +48,7 @@ def run(settings: DemoSettings, *, as_json: bool) -> int:
     seed = secrets.randbits(32) if settings.seed is None else settings.seed
     try:
         with _sigterm_interrupts():
-            report = _serve(settings, backend, seed, None if as_json else errors)
+            report = _serve(settings, backend, seed, Console(stderr=True, quiet=as_json))
     except KeyboardInterrupt as interrupt:
         number = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
         return _complain(
@@ -72,12 +72,10 @@ def _complain(errors: Console, text: str, status: int, *, as_json: bool) -> int:
     return status
 
 
-def _serve(settings: DemoSettings, backend: Backend, seed: int, screen: Console | None) -> Report:
+def _serve(settings: DemoSettings, backend: Backend, seed: int, screen: Console) -> Report:
     # The bar draws itself from this thread; a thread of its own would draw while ranks are being started.
     columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]}"))
-    with Progress(
-        *columns, TimeElapsedColumn(), console=screen, auto_refresh=False, disable=screen is None
-    ) as progress:
+    with Progress(*columns, TimeElapsedColumn(), console=screen, auto_refresh=False) as progress:
         task = progress.add_task("requests", total=settings.requests, failed="")
 
         drawn_at = 0.0

@@ -35,7 +35,7 @@ class KillRecord:
     @classmethod
     def planned(cls, role: Role, requests: int) -> KillRecord:
         """Kill this rank after about a third of the requests."""
-        return cls(role, max(1, requests // 3))
+        return cls(role, requests // 3)
 
     def is_due(self, book: Book, concurrency: int, *, just_met: bool) -> bool:
         """Enough requests are done, a quarter of the window has met its peer and is not over, and one of these rooms has

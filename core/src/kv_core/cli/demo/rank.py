@@ -138,7 +138,7 @@ def run(pipes: Pipes) -> int:
 
 
 def transport_of(manager: BaseKVManager) -> str:
-    """The fabric that is really in use, as far as the manager tells."""
+    """The fabric that is really in use to each peer, as far as the manager's snapshot tells; else empty."""
     fabrics = manager.snapshot().get("fabrics", {})
     return ", ".join(sorted(set(fabrics.values())))
 

@@ -120,6 +120,9 @@ class Report:
         console.print(verdict)
 
     def _add_kill(self, table: Table, kill: dict[str, Any]) -> None:
+        if not kill["pid"]:
+            table.add_row("killed", "nobody: the run was over before that, take more --requests")
+            return
         table.add_row("killed", f"{kill['role']} (pid {kill['pid']}) after {kill['after_requests']} requests")
         detect = kill["max_detect_s"]
         noticed = "" if detect is None else f", the last one after {detect:.2f} s"
