@@ -145,6 +145,7 @@ class Pair:
         self.target.wipe(pages)
         receiver, sender = self.receiver(room), self.sender(room, pages)
         receiver.send_metadata(pages)
+        wait_until(lambda: sender.poll() is KVPoll.WaitingForInput, "the room that runs at the same time")
         sender.send(pages[:1])
         try:
             yield

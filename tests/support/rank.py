@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.support.memory import Shape
 from tests.support.orders import Order, Outcome
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -138,7 +139,9 @@ class RankProcess:
             try:
                 self._process.wait(20)
             except subprocess.TimeoutExpired:
+                stacks = self.stacks()
                 self.kill()
+                raise RankError(f"{self.name} did not end by itself:\n{stacks}") from None
         self._reader.join(20)
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):  # the process is gone, and what was unsent with it
@@ -161,6 +164,14 @@ class RankProcess:
             return ""
         size = os.fstat(self._log.fileno()).st_size
         return os.pread(self._log.fileno(), last, max(0, size - last)).decode(errors="replace")
+
+    def stacks(self) -> str:
+        """Where its threads stand."""
+        before = len(self.log(1 << 24))
+        os.kill(self.pid, signal.SIGUSR1)
+        with contextlib.suppress(AssertionError):  # it may be too far gone for that, too
+            wait_until(lambda: len(self.log(1 << 24)) > before, "the stacks", 5)
+        return self.log(20_000)
 
     def _read(self) -> None:
         assert self._process.stdout is not None

@@ -8,10 +8,12 @@ It ends when stdin does, so it never outlives the test that started it.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import os
 import select
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -166,4 +168,5 @@ def _write(messages: list[dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(process)d %(name)s %(message)s")
+    faulthandler.register(signal.SIGUSR1)  # where does every thread stand?
     RankServer().serve()

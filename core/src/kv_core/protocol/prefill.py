@@ -33,6 +33,7 @@ class PrefillMachine(Reception):
         super().__init__(me, settings, rules)
         self._inbox = Inbox(settings.max_inbox, INBOX_MESSAGES * settings.max_message_bytes)
         self._stones = Tombstones(settings.max_tombstones)
+        self._unregistered = ""  # why decode can't find this rank, if that is known
         self._actions |= {Action.BIND: self._bind, Action.DONE: self._say_done, Action.DRAIN: self._drain}
         self._on_timer |= {"early": self._early_expired, "stones": self._expire_stones}
         self._on_message |= {
@@ -111,6 +112,11 @@ class PrefillMachine(Reception):
             room.waiting.append(chunk)
         else:
             self._dispatch(room, chunk, now)
+
+    def on_registered(self, problem: str, now: float) -> list[Effect]:
+        """How the registration with the bootstrap server went: a sentence, or empty for well."""
+        self._unregistered = problem
+        return self._settle(now)
 
     # -- chunks ----------------------------------------------------------------------------------------------------
 
@@ -486,6 +492,8 @@ class PrefillMachine(Reception):
             text = f"decode queued for the room, then renewed its lease no more (lease_s={settings.lease_s:g})"
             if any(link.pages is not None for link in room.links.values()):
                 text = f"not all of {room.required} decode ranks named pages within waiting_timeout_s={settings.waiting_timeout_s:g}"
+        elif room.phase is Phase.OPEN and self._unregistered:
+            text, side = f"{text}, and can't find this rank: {self._unregistered}", Side.BOOTSTRAP
         text = f"{text} ({now - room.opened_at:.1f} s after opening{'; ' + peers if peers else ''})"
         self._fail(room, FailureCode.TIMEOUT, text, side, now=now, retryable=True)
 

@@ -132,6 +132,8 @@ class CommonKVManager(BaseKVManager):
             self._logger.info("registered with the bootstrap server at %s", addr)
         else:
             self._logger.warning("not registered with the bootstrap server at %s: %s", addr, error)
+        if isinstance(self._machine, PrefillMachine):
+            self._runner.call(self._machine.on_registered, "" if error is None else str(error))
 
     # -- liveness of prefill instances -----------------------------------------------------------------------------
 
