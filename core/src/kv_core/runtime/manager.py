@@ -158,7 +158,12 @@ class CommonKVManager(BaseKVManager):
     def snapshot(self) -> dict[str, Any]:
         """See ``BaseKVManager.snapshot``."""
         rooms = self._runner.read(self._machine.snapshot)
-        return rooms | {"transfers": self._parts.transfers.snapshot(), "control": self._parts.channel.snapshot()}
+        parts = self._parts
+        return rooms | {
+            "transfers": parts.transfers.snapshot(),
+            "control": parts.channel.snapshot(),
+            "fabrics": parts.transfers.fabrics(),
+        }
 
     def health(self) -> dict[str, Any]:
         """See ``BaseKVManager.health``."""

@@ -56,12 +56,13 @@ class Commands:
             plan = self._plan(command.layout)
             self._transport.add_peer(peer, command.descriptor)
             prepared = self._transport.prepare(peer, plan)
+            fabric = str(self._transport.describe(peer))
         except SURVIVED as error:
             self._troubles.add("a peer could not be added", error)
             self._dispatcher.peer_unusable(peer, described(error))
             self._reports.peer_failed(peer, described(error))
             return
-        self._dispatcher.peer_ready(peer, plan, prepared)
+        self._dispatcher.peer_ready(peer, plan, prepared, fabric)
 
     def _remove_peer(self, peer: PeerKey) -> None:
         self._source_plans.pop(peer, None)

@@ -72,11 +72,11 @@ class Dispatcher:
 
     # -- peers -----------------------------------------------------------------------------------------------------
 
-    def peer_ready(self, key: PeerKey, plan: TransferPlan, prepared: Prepared) -> None:
+    def peer_ready(self, key: PeerKey, plan: TransferPlan, prepared: Prepared, fabric: str) -> None:
         """Chunks for this peer may be posted from now on."""
         self._gone.pop(key, None)
         peer = self._peer(key)
-        peer.plan, peer.prepared, peer.problem = plan, prepared, ""
+        peer.plan, peer.prepared, peer.problem, peer.fabric = plan, prepared, "", fabric
         self._runnable[peer] = None
 
     def peer_unusable(self, key: PeerKey, problem: str) -> None:

@@ -103,6 +103,10 @@ class TransferEngine:
             "totals": {"dropped_chunks": owner.dispatcher.dropped, "stray_records": owner.outstanding.strays},
         }
 
+    def fabrics(self) -> dict[str, str]:
+        """By peer instance: the fabric in use, in the transport's words. Any thread."""
+        return {key.name: peer.fabric for key, peer in list(self._owner.dispatcher.peers.items()) if peer.fabric}
+
     def health(self) -> dict[str, dict[str, object]]:
         """By thread: ``alive``, ``last_progress_age_s``, ``exceptions`` (survived). Any thread."""
         owner = self._owner

@@ -17,13 +17,14 @@ class PeerState:
     ``prepared`` is None before ``AddPeer`` was performed, and for a peer that can't be used: ``problem`` says why.
     """
 
-    __slots__ = ("in_flight", "jobs", "key", "plan", "prepared", "problem", "transfers", "waiting")
+    __slots__ = ("fabric", "in_flight", "jobs", "key", "plan", "prepared", "problem", "transfers", "waiting")
 
     def __init__(self, key: PeerKey) -> None:
         self.key = key
         self.plan: TransferPlan | None = None
         self.prepared: Prepared | None = None
         self.problem = ""
+        self.fabric = ""  # what is really in use, in the transport's words
         self.waiting: deque[TransferKVChunk] = deque()
         self.jobs: deque[ChunkJob] = deque()  # claimed, with batches still to post
         self.in_flight = 0  # bytes posted that may still be moving
