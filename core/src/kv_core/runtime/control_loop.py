@@ -13,7 +13,6 @@ from kv_core.contract.transport import PeerKey
 from kv_core.protocol import effects as fx
 from kv_core.protocol.messages import Codec
 from kv_core.runtime.control import ConnectionLost, ConnectionRefused, ControlChannel, Frame, Incoming
-from kv_core.runtime.observing import ObserverThread
 from kv_core.runtime.process_proof import is_proven_dead
 from kv_core.runtime.runner import Runner
 
@@ -27,7 +26,7 @@ class ControlLoop:
     """Runs until ``close``. ``web`` performs Resolve, Watch and Unwatch (never blocking)."""
 
     def __init__(
-        self, channel: ControlChannel, runner: Runner, codec: Codec, observers: ObserverThread,
+        self, channel: ControlChannel, runner: Runner, codec: Codec,
         web: Callable[[fx.Resolve | fx.Watch | fx.Unwatch], None], on_proven_dead: Callable[[str], None],
         stalled_s: Callable[[], float],
         logger: logging.Logger, name: str,
@@ -35,7 +34,6 @@ class ControlLoop:
         self._channel = channel
         self._runner = runner
         self._codec = codec
-        self._observers = observers
         self._web = web
         self._on_proven_dead = on_proven_dead
         self._stalled_s = stalled_s
@@ -50,8 +48,7 @@ class ControlLoop:
         self.rejected_frames = 0
         self._perform: dict[type, Callable[[Any], None]] = {
             fx.SendPacket: self._send, fx.Disconnect: lambda effect: channel.disconnect(effect.endpoint),
-            fx.TellRoom: lambda effect: observers.put(effect.event),
-            fx.TellPeer: lambda effect: observers.put(effect.event), fx.Resolve: web, fx.Watch: web, fx.Unwatch: web,
+            fx.Resolve: web, fx.Watch: web, fx.Unwatch: web,
             fx.ProveDeath: lambda effect: self._suspected.update({effect.peer: effect.process}),
         }  # fmt: skip
 

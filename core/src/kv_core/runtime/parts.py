@@ -142,8 +142,8 @@ def _connect(
     channel: ControlChannel, machine: PrefillMachine | DecodeMachine, rules: Rules, logger: logging.Logger,
 ) -> Parts:  # fmt: skip
     name = f"kv-{machine.me.role.value}-{machine.me.instance_id[:6]}"
-    runner = Runner(machine, channel.wake)
     told = ObserverThread(observers, f"{name}-observers")
+    runner = Runner(machine, channel.wake, told.put)
     transfers = TransferEngine(
         transport, rules.layout, args.topology, config, MachineSink(runner, machine), monotonic, logger,
         capabilities=record.info.capabilities,
@@ -165,7 +165,7 @@ def _connect(
 
     web = BootstrapWeb(http, on_route, on_probe)
     control = ControlLoop(
-        channel, runner, Codec(config.max_message_bytes), told, web.perform, on_proven_dead,
+        channel, runner, Codec(config.max_message_bytes), web.perform, on_proven_dead,
         transfers.stalled_s, logger,
         f"{name}-control",
     )  # fmt: skip

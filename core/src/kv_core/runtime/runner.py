@@ -8,7 +8,17 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
-from kv_core.protocol.effects import AddPeer, Effect, FencePeer, RemovePeer, SubmitChunk, VerifyDigests
+from kv_core.contract.records import PeerEvent, RoomEvent
+from kv_core.protocol.effects import (
+    AddPeer,
+    Effect,
+    FencePeer,
+    RemovePeer,
+    SubmitChunk,
+    TellPeer,
+    TellRoom,
+    VerifyDigests,
+)
 from kv_core.protocol.machine import Machine
 
 T = TypeVar("T")
@@ -27,30 +37,33 @@ class EffectQueue(Protocol):
 class Runner:
     """Calls a machine under the lock; performs nothing itself.
 
-    Effects for the control thread go into ``control`` while the lock is held (a put never blocks), so that they are
-    performed in the order in which they were decided; the wake-up and the transfer queues come after the lock.
+    Effects for the control thread go into ``control``, and events to ``tell``, while the lock is held (neither ever
+    blocks), so that they are performed in the order in which they were decided; the wake-up and the transfer queues
+    come after the lock. A decision that has nothing for the control thread does not wake it.
     """
 
-    def __init__(self, machine: Machine, wake_control: Callable[[], None]) -> None:
+    def __init__(
+        self, machine: Machine, wake_control: Callable[[], None], tell: Callable[[RoomEvent | PeerEvent], None]
+    ) -> None:
         self.machine = machine
         self.control: SimpleQueue[Effect] = SimpleQueue()
         self.transfers: EffectQueue | None = None
         self._wake_control = wake_control
+        self._tell = tell
         self._lock = threading.Lock()
 
     def call(self, decide: Callable[..., list[Effect]], *args: Any) -> None:
         """``decide(*args, now)``, then see to its effects. Any thread."""
         with self._lock:
-            effects = decide(*args, monotonic())
-            later = self._route(effects)
-        self._after(bool(len(effects) - len(later)), later)
+            wake, later = self._route(decide(*args, monotonic()))
+        self._after(wake, later)
 
     def ask(self, decide: Callable[..., tuple[T, list[Effect]]], *args: Any) -> T:
         """Like ``call``, for a decision that also answers something."""
         with self._lock:
             answer, effects = decide(*args, monotonic())
-            later = self._route(effects)
-        self._after(bool(len(effects) - len(later)), later)
+            wake, later = self._route(effects)
+        self._after(wake, later)
         return answer
 
     def read(self, look: Callable[[], T]) -> T:
@@ -58,14 +71,19 @@ class Runner:
         with self._lock:
             return look()
 
-    def _route(self, effects: list[Effect]) -> list[Effect]:
+    def _route(self, effects: list[Effect]) -> tuple[bool, list[Effect]]:
+        """(whether the control thread has something to do, what goes to the transfer engine)."""
+        wake = False
         later: list[Effect] = []
         for effect in effects:
-            if isinstance(effect, TRANSFER_EFFECTS):
+            if isinstance(effect, TellRoom | TellPeer):
+                self._tell(effect.event)
+            elif isinstance(effect, TRANSFER_EFFECTS):
                 later.append(effect)
             else:
                 self.control.put(effect)
-        return later
+                wake = True
+        return wake, later
 
     def _after(self, wake: bool, later: list[Effect]) -> None:
         if later and self.transfers is not None:

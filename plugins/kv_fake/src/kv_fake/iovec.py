@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 IOV_MAX = 1024
 """Pieces that the kernel takes in one call."""
+RECEIVE_BYTES = 16 << 20
+"""Filled in one call, or one piece if that is longer: who ends a connection or freezes the NIC waits for one call."""
 
 
 class _MessageHeader(ctypes.Structure):
@@ -72,14 +74,19 @@ class Pieces:
 
     def receive(self, fd: int, *, before: Callable[[], None] | None = None) -> bool:
         """Fill all pieces; waits. Raises ``OSError``, and ``ConnectionResetError`` at the end of the stream."""
-        return self._move(_libc.recvmsg, fd, 0, before)
+        # The kernel waits until all pieces of a call are full: a third less processor time than a call for each bit that
+        # has come in, and no need for the GIL in between.
+        return self._move(_libc.recvmsg, fd, socket.MSG_WAITALL, before, RECEIVE_BYTES)
 
-    def _move(self, call: ctypes._NamedFuncPointer, fd: int, flags: int, before: Callable[[], None] | None) -> bool:
+    def _move(
+        self, call: ctypes._NamedFuncPointer, fd: int, flags: int, before: Callable[[], None] | None,
+        most: int = 1 << 62,
+    ) -> bool:  # fmt: skip
         while not self.done:
             if before is not None:
                 before()
             self._header.iov = self._iov.ctypes.data + 16 * self._next
-            self._header.iov_length = min(IOV_MAX, len(self._iov) - self._next)
+            self._header.iov_length = self._count(most)
             moved = call(fd, ctypes.byref(self._header), flags)
             if moved > 0:
                 self._advance(moved)
@@ -92,6 +99,13 @@ class Pieces:
                 if number != errno.EINTR:
                     raise OSError(number, os.strerror(number))
         return True
+
+    def _count(self, most: int) -> int:
+        """How many pieces go into the next call: at most so many bytes, but one piece at least."""
+        count = min(IOV_MAX, len(self._iov) - self._next)
+        if int(self._ends[self._next + count - 1]) - self._moved > most:
+            count = int(np.searchsorted(self._ends, np.uint64(self._moved + most), side="right")) - self._next
+        return max(count, 1)
 
     def _advance(self, moved: int) -> None:
         self._moved += moved
