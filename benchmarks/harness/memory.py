@@ -1,0 +1,92 @@
+"""The pages that are moved, and which of them each room takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kv_core import KVArgs, Pool
+
+POISON = 0xA6
+KEY_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """``buffers`` buffers (keys and values of each layer) of ``pages`` items of ``item_bytes`` bytes."""
+
+    buffers: int
+    pages: int
+    item_bytes: int
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page over all buffers."""
+        return self.buffers * self.item_bytes
+
+
+class Memory:
+    """One process's pool. The source's pages differ from each other; the destination's are poison."""
+
+    def __init__(self, shape: Shape, *, source: bool) -> None:
+        self.shape = shape
+        self.bytes: npt.NDArray[np.uint8] = np.empty((shape.buffers, shape.pages, shape.item_bytes), np.uint8)
+        if source:
+            self.bytes[:] = self._pattern()
+            self._keys(self.bytes)[:] = self._numbers(np.arange(shape.pages))
+        else:
+            self.bytes.fill(POISON)
+
+    def _pattern(self) -> npt.NDArray[np.uint8]:
+        return np.random.default_rng(7).integers(1, 256, self.shape.item_bytes, np.uint8)
+
+    def _keys(self, pages: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+        return pages[..., :KEY_BYTES].view(np.uint64)[..., 0]
+
+    def _numbers(self, pages: npt.NDArray[np.integer]) -> npt.NDArray[np.uint64]:
+        buffers = np.arange(self.shape.buffers, dtype=np.uint64)[:, None]
+        return (buffers << np.uint64(32)) + pages.astype(np.uint64)[None, :] + np.uint64(1)
+
+    def wrong_pages(self, mine: npt.NDArray[np.int64], theirs: npt.NDArray[np.int64]) -> int:
+        """How many of these pages do not hold what the source's pages ``theirs`` hold; compares every byte."""
+        wrong = np.zeros(len(mine), bool)
+        expected = self._numbers(theirs)
+        pattern = self._pattern()[KEY_BYTES:]
+        for buffer in range(self.shape.buffers):
+            pages = self.bytes[buffer, mine]
+            wrong |= self._keys(pages) != expected[buffer]
+            wrong |= (pages[:, KEY_BYTES:] != pattern).any(axis=1)
+        return int(wrong.sum())
+
+    def wipe(self, pages: npt.NDArray[np.int64]) -> None:
+        """Make pages poison again."""
+        self.bytes[:, pages] = POISON
+
+    def address(self, buffer: int) -> int:
+        """Where a buffer begins."""
+        address: int = self.bytes[buffer].__array_interface__["data"][0]
+        return address
+
+    def args(self) -> KVArgs:
+        """The pool as kv-core wants it described."""
+        shape = self.shape
+        addresses = [self.address(buffer) for buffer in range(shape.buffers)]
+        layers = [buffer // 2 for buffer in range(shape.buffers)]
+        return KVArgs(kv=Pool.uniform("kv", addresses, shape.item_bytes, shape.pages, layers=layers))
+
+
+def page_sets(pool: int, pages: int, slots: int, pattern: str, seed: int) -> list[npt.NDArray[np.int64]]:
+    """The pages of each room in flight. Disjoint where the pool is large enough for that, else drawn anew for each.
+
+    ``pattern``: ``random``, or ``contiguous`` (ascending neighbours).
+    """
+    rng = np.random.default_rng(seed)
+    if pattern == "contiguous":
+        starts = [slot * pages % (pool - pages + 1) for slot in range(slots)]
+        return [np.arange(start, start + pages) for start in starts]
+    if pages * slots <= pool:
+        order = rng.permutation(pool)[: pages * slots]
+        return list(order.reshape(slots, pages))
+    return [rng.permutation(pool)[:pages] for _ in range(slots)]

@@ -1,0 +1,210 @@
+"""kv-core: an engine's loop around senders or receivers, as a scheduler has it. Every call on its thread is timed."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from time import monotonic, perf_counter_ns
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.harness.figures import percentiles_us
+from benchmarks.harness.memory import Memory, page_sets
+from benchmarks.harness.work import Work
+from kv_core import BootstrapServer, KVPoll, Role, TransferConfig, load_backend
+from kv_core.contract.interfaces import BaseKVHandle, BaseKVManager, BaseKVReceiver, BaseKVSender
+
+T = TypeVar("T")
+BUSY_STEPS = 4_000
+"""Python additions in one unit of a busy engine thread's work: some 0.2 ms."""
+
+
+class CoreWay:
+    """Both sides; ``source`` says which. ``options``: fields of ``TransferConfig``."""
+
+    def __init__(self, memory: Memory, backend: str, *, source: bool) -> None:
+        self._memory = memory
+        self._backend = load_backend(backend)
+        self._source = source
+        self._bootstrap: BootstrapServer | None = None
+        self._addr = ""
+        self._manager: BaseKVManager | None = None
+
+    @property
+    def manager(self) -> BaseKVManager:
+        """The open manager."""
+        assert self._manager is not None, "open() comes first"
+        return self._manager
+
+    def open(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Create the manager; on the prefill side the bootstrap server as well."""
+        if self._source:
+            self._bootstrap = BootstrapServer("127.0.0.1", 0)
+            self._addr = self._bootstrap.address
+            options = {"bootstrap_addr": self._addr, **options}
+        role = Role.PREFILL if self._source else Role.DECODE
+        self._manager = self._backend.create_manager(role, self._memory.args(), TransferConfig(**options))
+        return {"bootstrap": self._addr}
+
+    def connect(self, told: dict[str, Any]) -> None:
+        """Take the bootstrap server's address."""
+        self._addr = self._addr or told["bootstrap"]
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Run the closed loop. Adds ``calls`` (microseconds by call), and what the control channel counted."""
+        before = self.manager.snapshot()["control"]
+        loop = (SenderLoop if self._source else ReceiverLoop)(self.manager, self._addr, self._memory, work)
+        result = loop.run()
+        after = self.manager.snapshot()["control"]
+        return result | {key: after[key] - before[key] for key in ("frames_in", "frames_out")}
+
+    def close(self) -> None:
+        """Close the manager and the server."""
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+        if self._bootstrap is not None:
+            self._bootstrap.close()
+            self._bootstrap = None
+
+
+class Job:
+    """One room."""
+
+    __slots__ = ("handle", "number", "sent", "slot")
+
+    def __init__(self, number: int, slot: int, handle: Any) -> None:
+        self.number = number
+        self.slot = slot
+        self.handle = handle
+        self.sent = False
+
+
+class Loop:
+    """The engine's loop: one pass over all rooms, again and again."""
+
+    seed = 0
+
+    def __init__(self, manager: BaseKVManager, addr: str, memory: Memory, work: Work) -> None:
+        self.manager = manager
+        self.addr = addr
+        self.work = work
+        self.sets: list[npt.NDArray[np.int64]] = page_sets(
+            memory.shape.pages, work.pages, work.concurrency, work.pattern, self.seed
+        )
+        self.times: dict[str, list[int]] = defaultdict(list)
+        self.stamps: dict[int, float] = {}
+        self.middle: dict[str, Any] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Until every room has ended well."""
+        work = self.work
+        free = list(range(work.concurrency))
+        live: list[Job] = []
+        opened = 0
+        start = monotonic()
+        while opened < work.rooms or live:
+            while opened < work.rooms and free:
+                live.append(self.begin(work.first_room + opened, free.pop()))
+                opened += 1
+                if opened == work.rooms // 2:
+                    self.middle = self._look()
+            still = [job for job in live if not self._step(job, free)]
+            if len(still) == len(live):
+                self._between()
+            live = still
+        end = monotonic()
+        return {
+            "start": start, "end": end, "calls": {name: percentiles_us(taken) for name, taken in self.times.items()},
+            "middle": self.middle, "stamps": self.stamps if work.stamps else {},
+        }  # fmt: skip
+
+    def _step(self, job: Job, free: list[int]) -> bool:
+        """True if the room has ended."""
+        handle: BaseKVHandle = job.handle
+        state = self.timed("poll", handle.poll)
+        if state is KVPoll.WaitingForInput and not job.sent:
+            self.ready(job)
+        if not state.terminal:
+            return False
+        if state is KVPoll.Failed or not handle.is_release_safe():
+            raise RuntimeError(f"room {job.number}: {handle.failure() or 'its pages are not safe'}")
+        self.ended(job)
+        self.timed("clear", handle.clear)
+        free.append(job.slot)
+        return True
+
+    def _between(self) -> None:
+        if not self.work.busy:
+            time.sleep(self.work.idle_s)
+            return
+        total = 0
+        for step in range(BUSY_STEPS):
+            total += step
+
+    def _look(self) -> dict[str, Any]:
+        counts = self.manager.snapshot()
+        return {
+            "live_rooms": counts["live_rooms"],
+            "outstanding_transfers": counts["transfers"]["outstanding_transfers"],
+        }
+
+    def timed(self, name: str, call: Callable[..., T], *args: Any) -> T:
+        """Make a call and note how long it took."""
+        start = perf_counter_ns()
+        result = call(*args)
+        self.times[name].append(perf_counter_ns() - start)
+        return result
+
+    def begin(self, number: int, slot: int) -> Job:
+        """Open a room."""
+        raise NotImplementedError
+
+    def ready(self, job: Job) -> None:
+        """The room waits for input."""
+
+    def ended(self, job: Job) -> None:
+        """The room has ended well."""
+
+
+class SenderLoop(Loop):
+    """The prefill side. A stamp is when the pages were handed over."""
+
+    seed = 1
+
+    def begin(self, number: int, slot: int) -> Job:
+        """See ``Loop``."""
+        sender: BaseKVSender = self.timed("create", self.manager.create_sender, self.addr, number)
+        job = Job(number, slot, sender)
+        self.timed("init", sender.init, self.work.pages)
+        if not self.work.patient:
+            self.ready(job)
+        return job
+
+    def ready(self, job: Job) -> None:
+        """See ``Loop``."""
+        job.sent = True
+        self.stamps[job.number] = monotonic()
+        self.timed("send", job.handle.send, self.sets[job.slot])
+
+
+class ReceiverLoop(Loop):
+    """The decode side. A stamp is when Success was seen."""
+
+    seed = 2
+
+    def begin(self, number: int, slot: int) -> Job:
+        """See ``Loop``."""
+        receiver: BaseKVReceiver = self.timed("create", self.manager.create_receiver, self.addr, number)
+        job = Job(number, slot, receiver)
+        self.timed("init", receiver.init)
+        self.timed("send_metadata", receiver.send_metadata, self.sets[slot])
+        job.sent = True
+        return job
+
+    def ended(self, job: Job) -> None:
+        """See ``Loop``."""
+        self.stamps[job.number] = monotonic()

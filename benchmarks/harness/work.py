@@ -1,0 +1,47 @@
+"""What one measurement does, and what a way of moving pages looks like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Work:
+    """A closed loop: ``rooms`` rooms, ``concurrency`` of them in flight at any time.
+
+    ``pages`` of the pool's pages each, ``random`` or ``contiguous``. ``first_room``: number of the first room.
+    ``idle_s``: pause between two passes of the engine's loop in which nothing was to be done. ``busy``: the engine's
+    thread computes in Python instead of pausing. ``patient``: the prefill engine hands its pages over when it sees that
+    decode has named its own, as engines do whose forward pass comes last; otherwise at once.
+    """
+
+    pages: int
+    rooms: int
+    concurrency: int = 1
+    pattern: str = "random"
+    first_room: int = 0
+    idle_s: float = 0.000_2
+    busy: bool = False
+    patient: bool = False
+    stamps: bool = False
+
+
+class Way(Protocol):
+    """One side's end of a way to move pages. ``run`` returns at least ``start`` and ``end`` (monotonic seconds)."""
+
+    def open(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Set up; returns what the other side has to know."""
+        ...
+
+    def connect(self, told: dict[str, Any]) -> None:
+        """Take what the other side told."""
+        ...
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Do it."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
