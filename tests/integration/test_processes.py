@@ -78,20 +78,19 @@ def clean(*ranks: RankProcess) -> None:
         assert all(thread["alive"] for thread in rank.call("health").values())
 
 
-@pytest.mark.parametrize(
-    "order",
-    [
-        Order(0, "", pages=8, chunks=3, aux=True),
-        Order(0, "", pages=6, chunks=4, layerwise=True),
-        Order(0, "", pages=9, prefix=4, early=True, aux=True),
-        Order(0, "", pages=5, prefix=5, aux=True),
-        Order(0, "", pages=0),
-    ],
-    ids=["chunks", "layers", "prefix, sent early", "nothing but a row", "nothing"],
-)
-def test_rooms_between_processes(order: Order):
+ORDERS = {
+    "chunks": Order(0, "", pages=8, chunks=3, aux=True),
+    "layers": Order(0, "", pages=6, chunks=4, layerwise=True),
+    "prefix, sent early": Order(0, "", pages=9, prefix=4, early=True, aux=True),
+    "nothing but a row": Order(0, "", pages=5, prefix=5, aux=True),
+    "nothing": Order(0, "", pages=0),
+}
+
+
+def test_rooms_between_processes():
     with two_processes() as (source, target, addr):
-        all_good(source, target, replace(order, addr=addr), range(40))
+        for number, order in enumerate(ORDERS.values()):
+            all_good(source, target, replace(order, addr=addr), range(100 * number, 100 * number + 40))
         clean(source, target)
 
 

@@ -20,6 +20,7 @@ from kv_core import (
     TransferConfig,
     load_backend,
 )
+from kv_core.contract.interfaces import BaseKVHandle
 from tests.support.memory import Pages, RankMemory, Shape
 from tests.support.waiting import LIMIT_S, wait_until
 
@@ -183,14 +184,14 @@ def patched(manager: BaseKVManager, create: str) -> Iterator[list[Any]]:
         delattr(manager, create)
 
 
-def assert_success(*handles: BaseKVSender | BaseKVReceiver) -> None:
+def assert_success(*handles: BaseKVHandle) -> None:
     """Wait for the end of these rooms; all must have gone well."""
     for handle in handles:
         wait_until(lambda h=handle: h.poll().terminal, lambda h=handle: f"room {h.room} is {h.poll().name}")  # type: ignore[misc]
         assert handle.poll() is KVPoll.Success, f"room {handle.room}: {handle.failure()}"
 
 
-def assert_failed(handle: BaseKVSender | BaseKVReceiver, limit_s: float = LIMIT_S) -> Failure:
+def assert_failed(handle: BaseKVHandle, limit_s: float = LIMIT_S) -> Failure:
     """Wait for the end of this room, which must be a failure with a sentence; the failure."""
     wait_until(lambda: handle.poll().terminal, lambda: f"room {handle.room} is {handle.poll().name}", limit_s)
     failure = handle.failure()

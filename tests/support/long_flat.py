@@ -1,0 +1,54 @@
+"""Is what a process holds flat? Memory, threads and descriptors, compared after everything has come to rest."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tests.support.pair import LASTING, TOTALS, at_rest
+from tests.support.usage import usage
+from tests.support.waiting import wait_until
+
+RSS_BYTES_PER_ROOM = 200
+RSS_NOISE_BYTES = 1 << 20
+"""What an allocator may keep for itself, however few rooms there were."""
+RSS_LIMIT_BYTES = 8 << 20
+REST_S = 60.0
+FLEETING = LASTING - {"tombstones"}
+"""What may still be there at rest: sessions, but no memory of any room."""
+
+
+def settled_usage() -> dict[str, int]:
+    """See ``usage``, after free memory was given back to the system, where the C library can."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    return usage()
+
+
+def await_rest(snapshots: Mapping[str, Callable[[], Mapping[str, Any]]]) -> list[str]:
+    """Wait until no counter of any of these says that something is alive; what still is, if it does not end."""
+
+    def alive() -> list[str]:
+        ignore = TOTALS | FLEETING
+        return [f"{name}: {text}" for name, look in snapshots.items() for text in at_rest(look(), ignore=ignore)]
+
+    try:
+        wait_until(lambda: not alive(), "rest", REST_S)
+    except AssertionError:
+        return alive()
+    return []
+
+
+def growth(before: Mapping[str, int], after: Mapping[str, int], rooms: int) -> list[str]:
+    """What is not flat after so many rooms."""
+    found = [
+        f"{name}: {before[name]} before, {after[name]} after" for name in ("threads", "fds") if after[name] != before[name]
+    ]
+    grown, limit = after["rss"] - before["rss"], min(RSS_LIMIT_BYTES, RSS_NOISE_BYTES + RSS_BYTES_PER_ROOM * rooms)
+    if grown >= limit:
+        found.append(f"memory grew by {grown} bytes in {rooms} rooms, at most {limit} are allowed")
+    return found
