@@ -141,13 +141,14 @@ class Bench:
         self.ranks: dict[str, Rank] = {}
         self.dead: set[str] = set()
         self.route: Any = None
+        self.sources: dict[tuple[int, int, int, int], RankAddress] = {}
         self.codec = msg.Codec(1 << 25)
 
     def prefill(self, name: str = "p.1", settings: TransferConfig = SHORT, **more: Any) -> Rank:
-        """A prefill rank, which the bootstrap server names from now on."""
-        destinations = more.pop("destinations", 1)
-        rank = self._add(PrefillMachine(identity(Role.PREFILL, name, **more), settings, Rules(destinations)))
-        self.route = Route((1, 1, 1, 1), {(0, 0, 0, 0): RankAddress(rank.endpoint, name)})
+        """A prefill rank: one of those that every room needs from now on."""
+        rank = self._add(PrefillMachine(identity(Role.PREFILL, name, **more), settings, Rules()))
+        self.sources[len(self.sources), 0, 0, 0] = RankAddress(rank.endpoint, name)
+        self.route = Route((len(self.sources), 1, 1, 1), dict(self.sources))
         return rank
 
     def decode(self, name: str = "d.1", settings: TransferConfig = SHORT, destinations: int = 1, **more: Any) -> Rank:
@@ -214,9 +215,9 @@ class Bench:
         return source, target
 
 
-def at_rest(*ranks: Rank) -> None:
-    """Assert that the machines hold nothing but their sessions."""
+def at_rest(*ranks: Rank, but: str = "") -> None:
+    """Assert that the machines hold nothing but their sessions (and what ``but`` names)."""
+    stays = {"peers", "nodes", "dropped", "rooms_by_phase", but}
     for rank in ranks:
-        shot = rank.machine.snapshot()
-        rest = {k: v for k, v in shot.items() if v and k not in {"peers", "nodes", "dropped", "rooms_by_phase"}}
+        rest = {key: value for key, value in rank.machine.snapshot().items() if value and key not in stays}
         assert not rest, f"{rank.name} still has {rest}"

@@ -98,7 +98,8 @@ class Engine:
 
     def _allocate(self, handle: Handle) -> None:
         request, memory = handle.request, handle.process.memory
-        wanted = {"kv": request.pages, "mamba": request.states, "aux": int(request.aux)}
+        extra = handle.side == "prefill" and any(cause.kind == "bad_states" for cause in request.causes)
+        wanted = {"kv": request.pages, "mamba": request.states + extra, "aux": int(request.aux)}
         for pool, count in wanted.items():
             handle.pages[pool] = items = memory.take(pool, count, handle)
             for position, item in enumerate(items.tolist()):
@@ -257,9 +258,9 @@ class Engine:
             return
         same = [s for s in request.sends[:i] if s.layers == chunk.layers]
         start = sum(s.pages for s in same)
-        states = {"mamba": handle.pages["mamba"]} if last and request.states else {}
+        states = {"mamba": handle.pages["mamba"][: request.states]} if last and request.states else {}
         if last and self._has(handle, "bad_states"):
-            states = {"mamba": np.arange(request.states + 1, dtype=np.uint64)}
+            states = {"mamba": handle.pages["mamba"]}
         ready = None
         if self._has(handle, "never_ready"):
             ready = ReadyAt(self._clock, 1e18)

@@ -333,7 +333,7 @@ class BlamesTheTransport(PrefillMachine):
 
 @_mutant("I6 cause", "an early abort leaves no tombstone")
 class NoTombstones(PrefillMachine):
-    def _bury(self, number: int, failure: Failure, now: float, *, remote: bool) -> None:
+    def _bury(self, number: int, failure: Failure, now: float, **more: Any) -> None:
         return
 
 

@@ -71,6 +71,8 @@ class Process:
         self.fenced: dict[str, int] = {}  # instance: generation up to which inbound writes are stopped
         self._backlog: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = []
         self.late_s = world.rng.choice(LATE_S)
+        if self.late_s > LATE_S[0] and world.scenario.net.name != "clean":
+            slot.touched = True  # late ticks and lost packets together may well be too late for a lease
         self._tick_at: float | None = None
         self.machine: Machine = self._build()
         self.data = DataPlane(world, self)

@@ -115,8 +115,8 @@ class World:
         clock, scenario = self.clock, self.scenario
         begin = clock.now
         for slot in self._all:
-            slot.start()
             slot.touched = scenario.net.name == "heavy"
+            slot.start()
         for request in scenario.requests:
             self.engine.schedule(request, base=begin)
         for fault in scenario.faults:

@@ -75,7 +75,7 @@ class DecodeMachine(Discovery):
         self._timers.cancel(("room", room.life))  # from here the engine's queue decides, and prefill's lease
         for link in room.links.values():
             link.announced = True
-            self._push(link.peer, msg.Announce(room.number, link.life))
+            self._push(link.peer, msg.Announce(room.number, link.life, room.destinations))
         if room.offer is not None:
             self._apply(room, Event.OFFERED, now)
 
@@ -150,9 +150,9 @@ class DecodeMachine(Discovery):
         peer = link.peer
         if peer.phase is PeerPhase.GREETING and len(peer.regrets) < MAX_HELLO_ROOMS:
             until = room.opened_at + self.settings.bootstrap_timeout_s
-            peer.regrets[room.number] = Regret(link.life, failure, until)
+            peer.regrets[room.number] = Regret(link.life, room.destinations, failure, until)
         else:
-            self._push(peer, msg.Announce(room.number, link.life))
+            self._push(peer, msg.Announce(room.number, link.life, room.destinations))
             self._push(peer, msg.Abort(room.number, link.life, failure))
 
     def _metric(self, room: Room, now: float) -> KVTransferMetric:
@@ -305,7 +305,7 @@ class DecodeMachine(Discovery):
     def _peer_gone(self, peer: Peer, links: list[RoomLink], now: float) -> None:
         super()._peer_gone(peer, links, now)
         exposed = [link for link in links if link.exposed]
-        if self._owes_proof(peer.name) or exposed:
+        if (self._owes_proof(peer.name) or exposed) and not peer.replaced:
             self._timers.set(("reconcile", peer.name), now + self._patience_s)
         if exposed:
             self._orphans.setdefault(peer.name, []).extend(exposed)
@@ -340,7 +340,7 @@ class DecodeMachine(Discovery):
         self._timers.cancel(("hello", peer))
         self._peer_ready(peer, now)
         for number, regret in peer.regrets.items():
-            self._push(peer, msg.Announce(number, regret.life))
+            self._push(peer, msg.Announce(number, regret.life, regret.destinations))
             self._push(peer, msg.Abort(number, regret.life, regret.failure))
         peer.regrets.clear()
         self._recheck_waiting(peer, now)

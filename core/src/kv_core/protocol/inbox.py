@@ -12,13 +12,14 @@ from kv_core.protocol.peers import Peer
 
 @dataclass
 class Early:
-    """A decode rank has spoken of a room: it queues for pages, or has named them."""
+    """A decode rank has spoken of a room: it queues for pages, or has named them. ``destinations``: ranks that will."""
 
     number: int
     peer: Peer
     life: int
     metadata: Metadata | None
     expires: float
+    destinations: int = 1
 
 
 class Inbox:
@@ -83,30 +84,59 @@ def _size(early: Early) -> int:
     return 256 + len(metadata.kv.data) + sum(len(state.data) for state in metadata.states.values())
 
 
+@dataclass
+class Stone:
+    """How a room ended before the other side came. ``remote``: decode ended it (``peer`` did), so prefill's opening
+    fails; else prefill did, and the decode ranks that ask for it are told. ``told``: how many of them know already.
+    """
+
+    failure: Failure
+    expires: float
+    remote: bool = False
+    peer: str = ""
+    destinations: int = 1
+    told: int = 0
+
+
 class Tombstones:
     """Rooms that ended before the other side came: whoever opens one fails at once with the reason. Oldest go first."""
 
     def __init__(self, max_entries: int) -> None:
         self._max_entries = max_entries
-        self._stones: OrderedDict[int, tuple[Failure, bool, float]] = OrderedDict()
+        self._stones: OrderedDict[int, Stone] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._stones)
 
-    def put(self, number: int, failure: Failure, expires: float, *, remote: bool) -> None:
-        """Remember the end of a room. ``remote``: decode ended it (so prefill's opening fails), else we did."""
+    def put(self, number: int, stone: Stone) -> None:
+        """Remember the end of a room."""
         self._stones.pop(number, None)
-        self._stones[number] = (failure, remote, expires)
+        self._stones[number] = stone
         while len(self._stones) > self._max_entries:
             self._stones.popitem(last=False)
 
-    def take(self, number: int, *, remote: bool) -> Failure | None:
-        """The reason, if the room ended that way; the stone is used up."""
-        stone = self._stones.get(number)
-        if stone is None or stone[1] is not remote:
+    def announced(self, early: Early) -> Failure | None:
+        """A decode rank asks for the room: the reason why there is none, if prefill ended it.
+
+        What the same rank ended before is over, for it began the number anew; so is what another one ended, unless
+        both belong to one request.
+        """
+        stone = self._stones.get(early.number)
+        if stone is None:
             return None
-        del self._stones[number]
-        return stone[0]
+        if stone.remote:
+            if early.destinations == 1 or stone.peer == early.peer.name:
+                del self._stones[early.number]
+            return None
+        stone.told += 1
+        if stone.told >= early.destinations:
+            del self._stones[early.number]
+        return stone.failure
+
+    def opened(self, number: int) -> Stone | None:
+        """Prefill opens the room: how decode has ended it, if so. Our own end of an earlier one is no news to us."""
+        stone = self._stones.pop(number, None)
+        return stone if stone is not None and stone.remote else None
 
     def drop(self, number: int) -> None:
         """Forget the room."""
@@ -114,5 +144,5 @@ class Tombstones:
 
     def expire(self, now: float) -> None:
         """Forget what is too old."""
-        while self._stones and next(iter(self._stones.values()))[2] <= now:
+        while self._stones and next(iter(self._stones.values())).expires <= now:
             self._stones.popitem(last=False)

@@ -282,6 +282,7 @@ class Machine:
         elif packet.sender == packet.about:
             self._session_ended(peer, now)
         else:
+            peer.replaced = True
             self._drop_peer(
                 peer, FailureCode.PEER_REPLACED, f"was replaced by another process ({packet.sender[:8]})", now
             )

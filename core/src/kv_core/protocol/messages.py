@@ -108,10 +108,11 @@ class _Message(msgspec.Struct, array_like=True, frozen=True, tag=str.lower):
 
 
 class Announce(_Message, frozen=True):
-    """Decode has opened this room and queues for pages; renewed by ``Lease``."""
+    """Decode has opened this room and queues for pages; renewed by ``Lease``. ``destinations``: how many decode ranks do."""
 
     room: RoomNumber
     life: Life
+    destinations: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 1
 
 
 class Metadata(_Message, frozen=True):

@@ -26,6 +26,7 @@ class Regret(NamedTuple):
     """A room that ended here before the peer had heard of it: it shall hear of the end, if it can until then."""
 
     life: int
+    destinations: int
     failure: WireFailure
     until: float
 
@@ -50,6 +51,7 @@ class Peer:
     regrets: dict[int, Regret] = field(default_factory=dict)  # decode: by room number, until the handshake
     pings: int = 0
     stalled: bool = False
+    replaced: bool = False  # another process lives at its address
 
     @property
     def key(self) -> PeerKey:

@@ -15,7 +15,7 @@ from kv_core.protocol import messages as msg
 from kv_core.protocol.chunks import ChunkResult, TransferKVChunk
 from kv_core.protocol.effects import Effect, SubmitChunk
 from kv_core.protocol.handshake import LayoutRules, PeerLayout
-from kv_core.protocol.inbox import Early, Inbox, Tombstones
+from kv_core.protocol.inbox import Early, Inbox, Stone, Tombstones
 from kv_core.protocol.lifecycle import Action, Event, Phase
 from kv_core.protocol.machine import Identity
 from kv_core.protocol.peers import Peer, PeerPhase
@@ -47,12 +47,13 @@ class PrefillMachine(Reception):
         """Open a room; what decode said of it before is taken up now."""
         room = self._open(number, addr, now)
         if room.listed:
-            stone = self._stones.take(room.number, remote=True)
-            self._stones.drop(room.number)  # our own ending of an earlier request of this number is no news to us
+            ended = self._stones.opened(room.number)
             early = self._inbox.take_room(room.number)
-            if stone is not None and not early:
-                self._fail_with(room, stone, now)
-                self._stones.drop(room.number)
+            if ended is not None and (not early or ended.destinations > 1):
+                room.required = ended.destinations
+                self._fail_with(room, ended.failure, now)
+                if ended.destinations == 1:
+                    self._stones.drop(room.number)  # the one that it is for knows
             for news in early:
                 self._timers.cancel(("early", (news.peer, news.life)))
                 self._take_up(room, news, now)
@@ -285,8 +286,8 @@ class PrefillMachine(Reception):
         room.waiting.clear()
         failure = room.failure
         assert failure is not None, "a failed room has a failure"
-        if not room.links:
-            self._bury(room.number, failure, now, remote=False)
+        if len(room.links) < room.required:
+            self._bury(room.number, failure, now, told=len(room.links))
         for link in list(room.links.values()):
             if link.peer.phase is PeerPhase.GONE:
                 continue
@@ -315,8 +316,8 @@ class PrefillMachine(Reception):
     def _say_failed(self, peer: Peer, number: int, life: int, failure: Failure, *, quiescent: bool = True) -> None:
         self._push(peer, msg.Failed(number, life, msg.WireFailure.of(failure), quiescent))
 
-    def _bury(self, number: int, failure: Failure, now: float, *, remote: bool) -> None:
-        self._stones.put(number, failure, now + self.settings.bootstrap_timeout_s, remote=remote)
+    def _bury(self, number: int, failure: Failure, now: float, **more: Any) -> None:
+        self._stones.put(number, Stone(failure, now + self.settings.bootstrap_timeout_s, **more))
         if self._timers.get(("stones", 0)) is None:
             self._timers.set(("stones", 0), now + self.settings.bootstrap_timeout_s)
 
@@ -328,10 +329,12 @@ class PrefillMachine(Reception):
     # -- messages --------------------------------------------------------------------------------------------------
 
     def _on_announce(self, peer: Peer, message: msg.Announce, now: float) -> None:
-        self._on_early(Early(message.room, peer, message.life, None, now + self.settings.lease_s), now)
+        expires = now + self.settings.lease_s
+        self._on_early(Early(message.room, peer, message.life, None, expires, message.destinations), now)
 
     def _on_metadata(self, peer: Peer, message: msg.Metadata, now: float) -> None:
-        early = Early(message.room, peer, message.life, message, now + self.settings.waiting_timeout_s)
+        expires = now + self.settings.waiting_timeout_s
+        early = Early(message.room, peer, message.life, message, expires, message.destinations)
         link = peer.rooms.get(message.life)
         if link is not None and not link.room.ended and link.pages is None:
             self._adopt(link.room, early, now)
@@ -344,11 +347,10 @@ class PrefillMachine(Reception):
 
     def _on_early(self, early: Early, now: float) -> None:
         """News of a life that no open room here knows yet."""
-        stone = self._stones.take(early.number, remote=False)
-        self._stones.drop(early.number)  # decode began this number anew: what it ended before is over
+        ended = self._stones.announced(early) if early.metadata is None else None
         room = self.table.get(early.number)
-        if stone is not None:
-            self._say_failed(early.peer, early.number, early.life, stone)
+        if ended is not None:
+            self._say_failed(early.peer, early.number, early.life, ended)
         elif room is not None and not room.ended:
             self._take_up(room, early, now)
         elif self._inbox.put(early):
@@ -377,6 +379,7 @@ class PrefillMachine(Reception):
         if link is None:
             link = room.links[key] = RoomLink(room, early.peer, early.life)
             early.peer.rooms[early.life] = link
+        room.required = max(room.required, early.destinations)
         link.keep_until = now + self.settings.lease_s if early.metadata is None else early.expires
         self._await_destinations(room)
         if early.metadata is None:
@@ -385,7 +388,6 @@ class PrefillMachine(Reception):
         if problem:
             self._invalid(room, f"decode named pages that can't be: {problem}", now, Side.DECODE)
             return
-        room.required = early.metadata.destinations
         if sum(each.pages is not None for each in room.links.values()) >= room.required:
             self._apply(room, Event.PEERS_KNOWN, now)
 
@@ -424,7 +426,9 @@ class PrefillMachine(Reception):
         early = self._inbox.pop(peer, message.life)
         if early is not None:
             self._timers.cancel(("early", (peer, message.life)))
-            self._bury(message.room, failure, now, remote=True)
+            self._bury(
+                message.room, failure, now, remote=True, peer=peer.name, destinations=early.destinations
+            )  # fmt: skip
         if link is not None:
             link.told = True
             if link.outstanding:
@@ -508,7 +512,7 @@ class PrefillMachine(Reception):
                 self._fail_with(room, failure, now)
                 self._stones.drop(number)
             elif room is None:
-                self._bury(number, failure, now, remote=True)
+                self._bury(number, failure, now, remote=True, peer=packet.sender)
 
     def _peer_gone(self, peer: Peer, links: list[RoomLink], now: float) -> None:
         super()._peer_gone(peer, links, now)
