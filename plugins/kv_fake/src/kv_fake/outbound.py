@@ -39,6 +39,10 @@ FROZEN_S = 0.05
 _logger = logging.getLogger(__name__)
 
 
+class NotWelcome(ConnectionError):
+    """A NIC answered, and takes nothing from us. A class of its own: the kernel has errors of that number, too."""
+
+
 class FakeTransfer(Transfer):
     """One frame on its way. Written by one thread at a time; ``state`` last, so that who reads it finds the rest."""
 
@@ -279,17 +283,16 @@ class Outbound:
             connection.sendall(Preamble(where.token, self._me, self.peer.generation, purpose, number).pack())
             answer = connection.recv(1)
             if answer == REFUSED:
-                raise PermissionError(errno.EPERM, "the peer's NIC does not accept us (fenced, or another one by now)")
+                raise NotWelcome(errno.EPERM, "the peer's NIC does not accept us (fenced, or another one by now)")
             if answer != ACCEPTED:
                 raise ConnectionResetError(errno.ECONNRESET, f"no answer of a NIC ({answer!r})")
             connection.settimeout(None)
         except BaseException:
-            with self._lock:
-                self._dialing = None
             connection.close()
             raise
-        with self._lock:
-            self._dialing = None
+        finally:
+            with self._lock:
+                self._dialing = None
         return connection
 
     def _send_queued(self, connection: socket.socket) -> None:
@@ -318,7 +321,7 @@ class Outbound:
         try:
             self._dial(Purpose.RETIRE, number).close()
             proven = True
-        except (ConnectionRefusedError, PermissionError):
+        except (ConnectionRefusedError, NotWelcome):
             proven = True
         except (OSError, UnicodeError):
             proven = False

@@ -199,7 +199,7 @@ class SoftwareNic(Transport):
             with socket.create_connection((where.host, where.port), timeout=PROBE_S) as connection:
                 connection.sendall(greeting.pack())
                 return connection.recv(1) == ACCEPTED
-        except OSError:
+        except (OSError, UnicodeError):  # the latter: no host name at all
             return False
 
     # -- the owner thread's wait -----------------------------------------------------------------------------------
