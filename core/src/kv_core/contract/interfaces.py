@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 
 from kv_core.contract.enums import KVPoll
@@ -171,20 +170,3 @@ class BaseKVManager(_Unpicklable, ABC):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def as_indices(values: Indices) -> npt.NDArray[np.uint64]:
-    """Copy indices into a new uint64 array.
-
-    Raises ``ValueError`` for another shape than one-dimensional, a dtype that isn't an integer's, or a negative value.
-    """
-    array = np.asarray(values)
-    if array.ndim != 1:
-        raise ValueError(f"indices must be one-dimensional, got shape {array.shape}")
-    if array.size == 0:
-        return np.empty(0, np.uint64)
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"indices must have an integer dtype, got {array.dtype}")
-    if array.dtype.kind == "i" and int(array.min()) < 0:
-        raise ValueError(f"indices must not be negative, got {int(array.min())}")
-    return array.astype(np.uint64, copy=True)
