@@ -349,7 +349,7 @@ class DecodeMachine(Discovery):
         if peer.phase is PeerPhase.GREETING:
             self._refused(peer, packet.failure.failure(), now)
         else:
-            self.counters["unexpected_packets"] += 1
+            super()._on_refuse(peer, packet, now)
 
     def _peer_recovered(self, peer: Peer, now: float) -> None:
         self._recheck_waiting(peer, now)

@@ -298,7 +298,8 @@ class Machine:
         self.counters["unexpected_packets"] += 1
 
     def _on_refuse(self, peer: Peer, packet: msg.Refuse, now: float) -> None:
-        self.counters["unexpected_packets"] += 1
+        failure = packet.failure.failure()
+        self._drop_peer(peer, failure.code, f"ended the session: {failure.message}", now, failure=failure)
 
     def _on_bye(self, peer: Peer, packet: msg.Bye, now: float) -> None:
         self._drop_peer(peer, FailureCode.CLOSED, "closed its manager", now)
@@ -373,9 +374,10 @@ class Machine:
         if state is Liveness.DEAD:
             settings = self.settings
             seen = now - peer.liveness.last_life
+            what = "moves no bytes: its transfer thread stands still" if peer.stalled else "answers no probes"
             self._drop_peer(
                 peer, FailureCode.PEER_LOST,
-                f"answered none of the last {peer.liveness.misses} probes (last sign of life {seen:.1f} s ago; "
+                f"{what} ({peer.liveness.misses} probes in vain, last sign of life {seen:.1f} s ago; "
                 f"probe_interval_s={settings.probe_interval_s:g}, dead_after={settings.dead_after})", now,
             )  # fmt: skip
             return
@@ -390,8 +392,17 @@ class Machine:
         """The transport could not add or prepare this peer."""
         peer = self.peers.get(key.name)
         if peer is not None and peer.session == key.generation:
-            self._drop_peer(peer, FailureCode.TRANSPORT_ERROR, f"can't be reached by the transport: {message}", now)
+            self._end_session(peer, FailureCode.TRANSPORT_ERROR, f"can't be reached by the transport: {message}", now)
         return self._settle(now)
+
+    def _end_session(self, peer: Peer, code: FailureCode, why: str, now: float) -> None:
+        """End a session with a peer that lives, and tell it why: its rooms shall fail for the same reason."""
+        failure = Failure(
+            FailureStage.TRANSFER, code, f"{peer} {why}", Side.of(self.me.role.peer), True, self.me.label, str(peer)
+        )
+        if peer.phase is PeerPhase.READY:
+            self._send(peer, msg.Refuse(**self._header(peer), failure=msg.WireFailure.of(failure)))
+        self._drop_peer(peer, code, why, now, failure=failure)
 
     def _drop_peer(
         self, peer: Peer, code: FailureCode, why: str, now: float, *, failure: Failure | None = None
@@ -467,7 +478,7 @@ class Machine:
         while self._dirty:
             peer, _ = self._dirty.popitem()
             if peer.link.overflowed:
-                self._drop_peer(
+                self._end_session(
                     peer, FailureCode.OVERLOADED, "acknowledges nothing: too many messages wait for it", now
                 )
                 continue

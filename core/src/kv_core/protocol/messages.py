@@ -235,7 +235,11 @@ def weight(message: Message) -> int:
 
 
 class _Packet(msgspec.Struct, array_like=True, frozen=True, tag=str.lower, kw_only=True):
-    """Who speaks, to whom (instance ids), and in which session (minted by the decode side, growing)."""
+    """Who speaks, to whom (instance ids), and in which session (minted by the decode side, growing).
+
+    These fields come first in every packet, and the packet's own after them, in the order in which they are written
+    here: that is what ``kw_only`` is for, in each class. New fields go to the end, with a default.
+    """
 
     version: int = PROTOCOL_VERSION
     sender: Name
@@ -254,26 +258,26 @@ class Introduction(msgspec.Struct, frozen=True):
     process: dict[str, str | int] = {}
 
 
-class Hello(_Packet, frozen=True):
+class Hello(_Packet, frozen=True, kw_only=True):
     """Decode asks for a session. ``rooms``: those that wait for the answer, to be failed by a refusal."""
 
     introduction: Introduction
     rooms: list[RoomNumber]
 
 
-class Welcome(_Packet, frozen=True):
+class Welcome(_Packet, frozen=True, kw_only=True):
     """Prefill takes the session."""
 
     introduction: Introduction
 
 
-class Refuse(_Packet, frozen=True):
+class Refuse(_Packet, frozen=True, kw_only=True):
     """Prefill refuses the session; the failure's message lists every differing field with both values."""
 
     failure: WireFailure
 
 
-class Reset(_Packet, frozen=True):
+class Reset(_Packet, frozen=True, kw_only=True):
     """``about``, whom the receiver of this packet addressed in this session, does not have the session (any more), or
     does not live at the sender's address (any more).
     """
@@ -281,13 +285,13 @@ class Reset(_Packet, frozen=True):
     about: Name
 
 
-class Bye(_Packet, frozen=True):
+class Bye(_Packet, frozen=True, kw_only=True):
     """The sender closes. ``quiescent``: none of its writes can land any more."""
 
     quiescent: bool
 
 
-class Ping(_Packet, frozen=True):
+class Ping(_Packet, frozen=True, kw_only=True):
     """Are you there? ``number`` comes back in the Pong; ``endpoint`` is where a stranger sends his Reset."""
 
     number: Count
@@ -295,7 +299,7 @@ class Ping(_Packet, frozen=True):
     endpoint: Name
 
 
-class Pong(_Packet, frozen=True):
+class Pong(_Packet, frozen=True, kw_only=True):
     """Here. ``stalled_s``: how long the sender's transfer thread has not moved although it had work."""
 
     number: Count
@@ -303,7 +307,7 @@ class Pong(_Packet, frozen=True):
     stalled_s: Seconds
 
 
-class Data(_Packet, frozen=True):
+class Data(_Packet, frozen=True, kw_only=True):
     """Messages numbered ``seq``, ``seq + 1``, ...; ``ack``: all numbers up to it have been received in order."""
 
     seq: Count
@@ -322,23 +326,23 @@ class Codec:
     """Packets to bytes and back, with a limit on the length. Not thread-safe: one for each thread."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max = max_bytes
+        self.max_bytes = max_bytes
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Packet] = msgspec.msgpack.Decoder(Packet)
 
     def encode(self, packet: Packet) -> bytes:
         """The packet's bytes. Raises ``MessageError`` if they exceed the limit."""
         data = self._encoder.encode(packet)
-        if len(data) > self._max:
+        if len(data) > self.max_bytes:
             raise MessageError(
-                f"a {type(packet).__name__} of {len(data)} bytes exceeds TransferConfig.max_message_bytes ({self._max})"
+                f"a {type(packet).__name__} of {len(data)} bytes exceeds TransferConfig.max_message_bytes ({self.max_bytes})"
             )
         return data
 
     def decode(self, data: bytes | memoryview) -> Packet:
         """The packet. Raises ``MessageError`` for anything that is none, whatever the bytes are."""
-        if len(data) > self._max:
-            raise MessageError(f"{len(data)} bytes exceed TransferConfig.max_message_bytes ({self._max})")
+        if len(data) > self.max_bytes:
+            raise MessageError(f"{len(data)} bytes exceed TransferConfig.max_message_bytes ({self.max_bytes})")
         try:
             return self._decoder.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -48,7 +48,7 @@ class Reception(Machine):
             else:
                 self.counters["stale_packets"] += 1
             return
-        layout, problem = self._examine(packet)
+        layout, problem = self._examine(packet, known)
         if problem is not None:
             self._refuse(packet, problem, now)
             return
@@ -66,12 +66,12 @@ class Reception(Machine):
         if peer.name not in self._old:
             self._say_session_quiesced(peer)
 
-    def _examine(self, packet: msg.Hello) -> tuple[PeerLayout | None, Failure | None]:
+    def _examine(self, packet: msg.Hello, known: Peer | None) -> tuple[PeerLayout | None, Failure | None]:
         told, mine = packet.introduction, self.me.introduction.fields
         if packet.version != msg.PROTOCOL_VERSION:
             found = [Difference("protocol_version", str(msg.PROTOCOL_VERSION), str(packet.version))]
             return None, refusal(found, self.me.role, self.me.label, told.label)
-        if len(self.peers) >= self.settings.max_peers:
+        if known is None and len(self.peers) >= self.settings.max_peers:
             text = f"{len(self.peers)} decode ranks are connected, TransferConfig.max_peers allows no more"
             return None, Failure(
                 FailureStage.HANDSHAKE, FailureCode.OVERLOADED, text, Side.PREFILL, True, self.me.label, told.label

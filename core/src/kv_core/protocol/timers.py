@@ -46,7 +46,7 @@ class Timers(Generic[K]):
 
     def due(self, now: float) -> list[K]:
         """The keys whose time has come, earliest first."""
-        result = []
+        result: list[tuple[float, K]] = []
         while self._heap and self._heap[0][0] <= now:
             pushed, _, key = heapq.heappop(self._heap)
             if self._pushed.get(key) != pushed:
@@ -57,10 +57,11 @@ class Timers(Generic[K]):
                 continue
             if when <= now:
                 del self._when[key]
-                result.append(key)
+                result.append((when, key))
             else:
                 self._push(key, when)
-        return result
+        result.sort(key=lambda entry: entry[0])
+        return [key for _, key in result]
 
     def _push(self, key: K, when: float) -> None:
         self._count += 1
