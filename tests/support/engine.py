@@ -123,14 +123,18 @@ class Run:
             self._end(state)
             return False
         if self.act in ("abort", "clear") and state.name == self.when:
-            self.act = ""
-            if self.order.act.startswith("clear"):
-                self.handle.clear()
-            else:
-                self.handle.abort("as the test has it")
-            return True
-        self.advance(state)
+            self.give_up()
+        else:
+            self.advance(state)
         return True
+
+    def give_up(self) -> None:
+        """Abort or clear, as the order says."""
+        self.act = ""
+        if self.order.act.startswith("clear"):
+            self.handle.clear()
+        else:
+            self.handle.abort("as the test has it")
 
     def advance(self, state: KVPoll) -> None:
         """Do what is due in this state."""
@@ -222,6 +226,8 @@ class SenderRun(Run):
         engine.memory.write(engine.seed, order.room, self.pages, first=order.prefix)
         if self.row is not None:
             engine.memory.write_row(engine.seed, order.room, self.row)
+        if self.when == "open" and self.act in ("abort", "clear"):
+            self.give_up()
         if self.order.act != "idle:init":
             self.handle.init(len(self.pages), self.row)
             if order.early:
@@ -274,6 +280,8 @@ class ReceiverRun(Run):
             second = self.engine.manager.create_receiver(self.order.addr, self.order.room)
             self.outcome.message = str(second.failure())
             second.clear()
+        if self.when == "open" and self.act in ("abort", "clear"):
+            self.give_up()
         if self.order.act != "idle:init":
             self.handle.init()
 

@@ -13,7 +13,7 @@ class Order:
     pages: of the prompt, of which decode has ``prefix`` already. chunks: number of sends (of pages, or of layers if
     ``layerwise``). early: prefill sends before decode has asked. act: how this side misbehaves, ``WHAT:WHEN``:
 
-    - ``abort:STATE``, ``clear:STATE``: when ``poll()`` first says STATE (a name of ``KVPoll``)
+    - ``abort:STATE``, ``clear:STATE``: when ``poll()`` first says STATE (a name of ``KVPoll``; ``open``: at once)
     - ``idle:init``, ``idle:pages``: the call (``init``; ``send`` or ``send_metadata``) never comes
     - ``bad:pages``: an index out of range; ``bad:count``: one page more than was said
     - ``twice:open``: the room is opened a second time, which fails, and the first one does not notice

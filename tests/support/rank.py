@@ -131,24 +131,29 @@ class RankProcess:
         os.kill(self.pid, signal.SIGCONT)
 
     def close(self) -> None:
-        """End it, gently if it still answers. Idempotent."""
-        if self.alive:
-            self.thaw()
-            with contextlib.suppress(OSError):  # gone already
-                self._process.stdin.close()  # type: ignore[union-attr]
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                stacks = self.stacks()
-                self.kill()
-                raise RankError(f"{self.name} did not end by itself:\n{stacks}") from None
-        self._reader.join(20)
-        for pipe in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):  # the process is gone, and what was unsent with it
-                if pipe is not None:
-                    pipe.close()
-        if not self._log.closed:
-            self._log.close()
+        """End it, gently if it still answers. Idempotent. Raises ``RankError`` if it had to be killed."""
+        try:
+            if self.alive:
+                self._end()
+        finally:
+            self._reader.join(20)
+            for pipe in (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(OSError):  # the process is gone, and what was unsent with it
+                    if pipe is not None:
+                        pipe.close()
+            if not self._log.closed:
+                self._log.close()
+
+    def _end(self) -> None:
+        self.thaw()
+        with contextlib.suppress(OSError):  # gone already
+            self._process.stdin.close()  # type: ignore[union-attr]
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            stacks = self.stacks()
+            self.kill()
+            raise RankError(f"{self.name} did not end by itself:\n{stacks}") from None
 
     def __enter__(self) -> Self:
         return self
