@@ -13,6 +13,7 @@ from kv_core.contract.transport import PeerKey
 from kv_core.protocol import effects as fx
 from kv_core.protocol.messages import Codec
 from kv_core.runtime.control import ConnectionLost, ConnectionRefused, ControlChannel, Frame, Incoming
+from kv_core.runtime.outgoing import Outgoing
 from kv_core.runtime.process_proof import is_proven_dead
 from kv_core.runtime.runner import Runner
 
@@ -46,8 +47,9 @@ class ControlLoop:
         self._suspected: dict[PeerKey, dict[str, str | int]] = {}
         self.exceptions = 0
         self.rejected_frames = 0
+        self._outgoing = Outgoing(lambda effect: self._guarded(self._send, effect), codec.max_bytes)
         self._perform: dict[type, Callable[[Any], None]] = {
-            fx.SendPacket: self._send, fx.Disconnect: lambda effect: channel.disconnect(effect.endpoint),
+            fx.Disconnect: lambda effect: channel.disconnect(effect.endpoint),
             fx.Resolve: web, fx.Watch: web, fx.Unwatch: web,
             fx.ProveDeath: lambda effect: self._suspected.update({effect.peer: effect.process}),
         }  # fmt: skip
@@ -74,6 +76,7 @@ class ControlLoop:
         }  # fmt: skip
 
     def _run(self) -> None:
+        self._runner.control_thread = threading.get_ident()
         try:
             while not self._stop.is_set():
                 self._guarded(self._turn)
@@ -120,7 +123,12 @@ class ControlLoop:
         # Bounded by what is there now: effects of effects wait for the next turn.
         for _ in range(self._runner.control.qsize()):
             effect = self._runner.control.get_nowait()
-            self._guarded(self._perform[type(effect)], effect)
+            if isinstance(effect, fx.SendPacket):
+                self._outgoing.add(effect)
+            else:
+                self._outgoing.flush()
+                self._guarded(self._perform[type(effect)], effect)
+        self._outgoing.flush()
 
     def _send(self, effect: fx.SendPacket) -> None:
         self._channel.send(effect.endpoint, self._codec.encode(effect.packet))

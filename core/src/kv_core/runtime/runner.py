@@ -47,6 +47,7 @@ class Runner:
     ) -> None:
         self.machine = machine
         self.control: SimpleQueue[Effect] = SimpleQueue()
+        self.control_thread = 0  # its id: it looks into the queue by itself after each decision
         self.transfers: EffectQueue | None = None
         self._wake_control = wake_control
         self._tell = tell
@@ -89,5 +90,5 @@ class Runner:
         if later and self.transfers is not None:
             for effect in later:
                 self.transfers.put(effect)
-        if wake:
+        if wake and threading.get_ident() != self.control_thread:
             self._wake_control()
