@@ -20,6 +20,7 @@ Until one of them is seen, such a transfer is FAILED but not quiescent.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
 import socket
 import struct
@@ -278,6 +279,10 @@ class Outbound:
             connection.settimeout(CONNECT_S)
             connection.connect(address)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if ipaddress.ip_address(address[0]).is_loopback:
+                # There is nothing to be congested. BBR, where it is the system's default, paces what it sends all the
+                # same: measured, 2.2 instead of 3.8 GB/s, at 1.6 times the processor time. Reno is in every kernel.
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # unsent bytes die
             connection.sendall(Preamble(where.token, self._me, self.peer.generation, purpose, number).pack())
