@@ -44,4 +44,6 @@ def run(pair: Pair, *, quick: bool, tell: Callable[[str], None]) -> dict[str, An
 def _milliseconds(result: dict[str, Any]) -> dict[str, float]:
     sent, seen = (result["sides"][role]["stamps"] for role in Pair.ROLES)
     taken = np.array([seen[room] - sent[room] for room in sent]) * 1e3
-    return {name: round(float(np.percentile(taken, share)), 2) for name, share in (("p50", 50), ("p90", 90), ("p99", 99))}
+    return {
+        name: round(float(np.percentile(taken, share)), 2) for name, share in (("p50", 50), ("p90", 90), ("p99", 99))
+    }

@@ -43,7 +43,8 @@ class Memory:
         return np.random.default_rng(7).integers(1, 256, self.shape.item_bytes, np.uint8)
 
     def _keys(self, pages: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-        return pages[..., :KEY_BYTES].view(np.uint64)[..., 0]
+        keys: npt.NDArray[np.uint64] = pages[..., :KEY_BYTES].view(np.uint64)[..., 0]
+        return keys
 
     def _numbers(self, pages: npt.NDArray[np.integer]) -> npt.NDArray[np.uint64]:
         buffers = np.arange(self.shape.buffers, dtype=np.uint64)[:, None]

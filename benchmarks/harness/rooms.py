@@ -9,7 +9,7 @@ from benchmarks.harness.figures import Spread
 from benchmarks.harness.ranks import Pair
 from benchmarks.harness.work import Work
 
-SMALL = {"buffers": 64, "pages": 2_048, "item_bytes": 64}
+SMALL: dict[str, Any] = {"buffers": 64, "pages": 2_048, "item_bytes": 64}
 """A pool of tiny pages: what is measured is the room, not its bytes."""
 ENGINE_PASS_S = 0.001
 HOLD_S = 0.05

@@ -68,7 +68,17 @@ def calls(result: list[dict[str, Any]]) -> Iterator[str]:
             taken, flying = side["calls"], side["in_flight"]
             texts = [f"{taken[name]['p50']:.1f} / {taken[name]['p99']:.1f}" for name in CALLS[role]]
             rows.append((role, row["concurrency"], flying.get("live_rooms", "-"), *texts, row["others_busy"]))
-    head = ("side", "in flight", "seen in flight", "create", "init", "send or send_metadata", "poll", "clear", "CPUs of others")
+    head = (
+        "side",
+        "in flight",
+        "seen in flight",
+        "create",
+        "init",
+        "send or send_metadata",
+        "poll",
+        "clear",
+        "CPUs of others",
+    )
     yield from table(head, rows)
 
 
@@ -84,7 +94,16 @@ def control(result: list[dict[str, Any]]) -> Iterator[str]:
         )
         for row in result
     ]  # fmt: skip
-    head = ("pages", "in flight", "rooms/s", "us per room", "CPU us prefill", "CPU us decode", "packets per room", "CPUs of others")
+    head = (
+        "pages",
+        "in flight",
+        "rooms/s",
+        "us per room",
+        "CPU us prefill",
+        "CPU us decode",
+        "packets per room",
+        "CPUs of others",
+    )
     yield from table(head, rows)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.harness.memory import Memory, page_sets
 from benchmarks.harness.work import Work
 from kv_core import Role, Topology, TransferConfig, TransferState, load_backend
-from kv_core.contract.transport import PeerKey, TransferPlan, TransportContext
+from kv_core.contract.transport import PeerKey, Transfer, TransferPlan, TransportContext
 from kv_core.layout import Batch, MemoryLayout, make_batch, plan_transfer
 
 
@@ -58,7 +58,8 @@ class TransportWay:
         if not self._source:
             return {"start": start, "end": start}
         batches = self._made(work)
-        transport, in_flight = self._transport, {}
+        transport = self._transport
+        in_flight: dict[int, Transfer] = {}
         start = monotonic()
         begun = 0
         while begun < work.rooms or in_flight:
