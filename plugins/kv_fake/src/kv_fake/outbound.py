@@ -1,7 +1,7 @@
 """The outbound side: one connection to each peer, and the thread that keeps it busy.
 
-The thread blocks in the kernel, without the GIL, while a peer takes its time; so a frozen peer holds up nobody else. The
-owner thread tries a first non-blocking write itself, which spares small frames the hand-over.
+The thread blocks in the kernel, without the GIL, while a peer takes its time; so a frozen peer holds up nobody else. Small
+frames are spared the hand-over: the owner thread writes them itself, as far as that goes without blocking.
 
 **What may still land after a connection broke?** What the kernel had taken from us may lie in the peer's receive buffer,
 and its NIC may still read it, whatever error we saw here (a reset is no proof: it may come from something in between).
@@ -36,6 +36,8 @@ from kv_fake.wire import ACCEPTED, ACK_BYTES, REFUSED, Ack, Descriptor, Preamble
 CONNECT_S = 5.0
 RETIRE_AGAIN_S = 0.2
 JOIN_S = 5.0
+DIRECT_BYTES = 256 << 10
+"""What the owner thread may write itself. More would hold up other peers, and cost it the GIL for no gain."""
 FROZEN_S = 0.05
 _logger = logging.getLogger(__name__)
 
@@ -110,7 +112,10 @@ class Outbound:
         with self._lock:
             if self._removed:
                 raise TransportError(f"peer {self.peer.name[:8]} was removed", quiescent=True)
-            direct = self._socket is not None and not self._queue and not self._sending and self._running.is_set()
+            direct = (
+                self._socket is not None and not self._queue and not self._sending and self._running.is_set()
+                and transfer.nbytes <= DIRECT_BYTES
+            )  # fmt: skip
             if not direct:
                 self._queue.append(transfer)
             else:
