@@ -48,7 +48,8 @@ class Memory:
 
     def _numbers(self, pages: npt.NDArray[np.integer]) -> npt.NDArray[np.uint64]:
         buffers = np.arange(self.shape.buffers, dtype=np.uint64)[:, None]
-        return (buffers << np.uint64(32)) + pages.astype(np.uint64)[None, :] + np.uint64(1)
+        numbers: npt.NDArray[np.uint64] = (buffers << np.uint64(32)) + pages.astype(np.uint64)[None, :] + np.uint64(1)
+        return numbers
 
     def wrong_pages(self, mine: npt.NDArray[np.int64], theirs: npt.NDArray[np.int64]) -> int:
         """How many of these pages do not hold what the source's pages ``theirs`` hold; compares every byte."""

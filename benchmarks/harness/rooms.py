@@ -35,7 +35,7 @@ def calls(pair: Pair, *, quick: bool, tell: Callable[[str], None]) -> list[dict[
             {
                 "concurrency": concurrency, "rooms": rooms, "others_busy": result["others_busy"],
                 "sides": {
-                    role: {"calls": side["calls"], "in_flight": side["middle"]}
+                    role: {"calls": side["calls"], "in_flight": side["fullest"]}
                     for role, side in result["sides"].items()
                 },
             }

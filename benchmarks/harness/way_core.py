@@ -97,7 +97,7 @@ class Loop:
         )
         self.times: dict[str, list[int]] = defaultdict(list)
         self.stamps: dict[int, float] = {}
-        self.middle: dict[str, Any] = {}
+        self.fullest: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
         """Until every room has ended well."""
@@ -110,8 +110,8 @@ class Loop:
             while opened < work.rooms and free:
                 live.append(self.begin(work.first_room + opened, free.pop()))
                 opened += 1
-                if opened == work.rooms // 2:
-                    self.middle = self._look()
+                if opened == work.rooms:
+                    self.fullest = self._look()
             still = [job for job in live if not self._step(job, free)]
             if len(still) == len(live):
                 self._between()
@@ -119,7 +119,7 @@ class Loop:
         end = monotonic()
         return {
             "start": start, "end": end, "calls": {name: percentiles_us(taken) for name, taken in self.times.items()},
-            "middle": self.middle, "stamps": self.stamps if work.stamps else {},
+            "fullest": self.fullest, "stamps": self.stamps if work.stamps else {},
         }  # fmt: skip
 
     def _step(self, job: Job, free: list[int]) -> bool:
