@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kv_core import FailureCode, KVPoll
 from kv_core.contract.config import FAKE_BOOTSTRAP_HOST
 from tests.support.long_flat import await_rest
+from tests.support.long_ways import LONG, WARM_ROOM
 from tests.support.pair import Pair
 
 if TYPE_CHECKING:
@@ -40,10 +41,11 @@ class NumberScene:
 
     def __init__(self, numbers: Numbers, seed: int) -> None:
         self.numbers = numbers
-        self.pair = Pair(seed=seed)
+        self.pair = Pair(config=LONG, seed=seed)
         self.ended: dict[str, Counter[str]] = {"prefill": Counter(), "decode": Counter()}
         self.violations: list[str] = []
         self._number = 0
+        self.pair.good_room(WARM_ROOM)  # so that every connection is there before anything is counted
 
     def __enter__(self) -> Self:
         return self

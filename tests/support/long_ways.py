@@ -31,6 +31,7 @@ LONG: dict[str, Any] = {"bootstrap_timeout_s": 1.5, "waiting_timeout_s": 60.0, "
 HANG_S = 60.0
 PAUSE_S = 0.0005
 OK = "success"
+WARM_ROOM = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def _ends(prefill: str, decode: str) -> dict[str, tuple[str, ...]]:
 
 
 def _aborts() -> list[Way]:
-    slow = ({"kind": "delay", "every": 1, "seconds": 0.02},)
+    slow = ({"kind": "delay", "every": 1, "seconds": 0.25},)
     here = {
         "prefill": _ends("aborted_local", "aborted_remote"),
         "decode": _ends("aborted_remote", "aborted_local"),
@@ -75,7 +76,8 @@ def _aborts() -> list[Way]:
         Way("abort: prefill, ready", here["prefill"], prefill="idle:pages", at=("prefill", "ready")),
         Way("abort: prefill, moving", here["prefill"], at=("prefill", "moving"), faults=slow),
         Way("abort: prefill, confirming", raced["prefill"], at=("prefill", "confirming"), config=digests),
-        Way("abort: decode, open", here["decode"], at=("decode", "open")),
+        # Who gives up before it knows the route can tell nobody: this one's number is unknown to prefill.
+        Way("abort: decode, open", _ends("", "aborted_local"), None, "idle:init", at=("decode", "open")),
         Way("abort: decode, ready", here["decode"], decode="idle:pages", at=("decode", "ready")),
         Way("abort: decode, offered", here["decode"], at=("decode", "offered"), late=True),
         Way("abort: decode, moving", here["decode"], at=("decode", "moving"), faults=slow),
@@ -88,7 +90,7 @@ def _aborts() -> list[Way]:
 def _failures() -> list[Way]:
     late_write = ({"kind": "late_write", "every": 1, "seconds": 0.02},)
     corrupt, drop = ({"kind": "corrupt", "every": 1},), ({"kind": "drop", "every": 1},)
-    crowd: dict[str, Any] = {"concurrency": 1_024, "config": SHORT}
+    crowd: dict[str, Any] = {"concurrency": 480, "config": SHORT}
     digests = LONG | {"digest": "all"}
     return [
         Way("transport error", _ends("transport_error", "transport_error"), faults=late_write),
@@ -135,6 +137,21 @@ class WayScene:
         self._live: dict[int, int] = {}  # room -> sides that have not given its pages back
         self._pause = threading.Event()
         self._number = 0
+        if not way.decode_args:
+            self._meet()
+
+    def _meet(self) -> None:
+        """A room that fails somehow, so that the session and its threads are there before anything is counted."""
+        receiver, sender = self.pair.receiver(WARM_ROOM), self.pair.sender(WARM_ROOM, [0])
+        receiver.send_metadata([0])
+        sender.send([0])
+        handles = (sender, receiver)
+        wait_until(lambda: sender.poll().value >= 3 or sender.poll().terminal, "a session", HANG_S)
+        for handle in handles:
+            handle.clear()
+        wait_until(lambda: all(handle.is_release_safe() for handle in handles), "release", HANG_S)
+        self.pair.source.wipe([0])
+        self.pair.target.wipe([0])
 
     def close(self) -> None:
         """Close both sides."""

@@ -1,0 +1,35 @@
+"""A short run of the soak, the fuzz and the black holes, so that `make test` knows that they work and what they find."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.long import black_holes, fuzz, soak
+from tests.support import command_line
+
+QUICK_WAYS = [name for name in soak.SCENES if not name.startswith(("timeout", "never", "peer lost"))]
+WAITING_WAYS = ["timeout: nothing arrives", "peer lost: prefill"]
+"""Those that take seconds, whatever the number of rooms: one of each kind."""
+
+
+@pytest.mark.parametrize("way", QUICK_WAYS + WAITING_WAYS)
+def test_a_soak(way: str):
+    seed = command_line.chosen_seed(None)
+    row, violations = soak.one_way(way, 200, seed)
+    assert not violations, f"{violations}\nto repeat: {soak.repeat(200, seed, [way])}"
+    assert row["rooms"] == 200
+
+
+def test_a_fuzz():
+    seed = command_line.chosen_seed(None)
+    rows, violations = fuzz.run(1_000, seed)
+    assert not violations, f"{violations}\nto repeat: {fuzz.repeat(1_000, seed)}"
+    assert rows[-1]["good rooms"] > 0
+    assert all(sum(row["sent"].values()) >= 1_000 for row in rows[:-1])
+
+
+def test_black_holes():
+    seed = command_line.chosen_seed(None)
+    rows, violations = black_holes.run(12, seed, probe_interval_s=0.25, slack_s=5.0)
+    assert not violations, f"{violations}\nto repeat: {black_holes.repeat(12, seed)}"
+    assert {row["lost"] for row in rows} > {"killed", "frozen"}
