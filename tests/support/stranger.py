@@ -13,7 +13,8 @@ import zmq
 from kv_core import BaseKVManager, KVArgs
 from kv_core.layout import MemoryLayout
 from kv_core.protocol.handshake import fields_of
-from kv_core.protocol.messages import Codec, Hello, Introduction, Packet
+from kv_core.protocol.messages import Codec, Data, Hello, Introduction, Packet
+from kv_fake.wire import Descriptor
 from tests.support.pair import BACKEND
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 P = TypeVar("P")
 LIMIT_S = 20.0
+NOWHERE = Descriptor("127.0.0.1", 9, bytes(16)).pack()
+"""What a transport takes for the way to a peer, and nobody is there."""
 
 
 class Stranger:
@@ -47,7 +50,7 @@ class Stranger:
         """What a decode rank with this memory would say to greet this manager."""
         introduction = Introduction(
             fields=fields_of(args, BACKEND, version(f"kv-{BACKEND}"), version("kv-core")),
-            layout=MemoryLayout.of(args).to_wire(), descriptor=b"", endpoint=self.endpoint, label="a stranger",
+            layout=MemoryLayout.of(args).to_wire(), descriptor=NOWHERE, endpoint=self.endpoint, label="a stranger",
         )  # fmt: skip
         values: dict[str, Any] = {
             "sender": self.instance_id, "receiver": manager.instance_id, "session": session,  # type: ignore[attr-defined]
@@ -72,3 +75,10 @@ class Stranger:
             packet = self.codec.decode(self._inbound.recv_multipart()[-1])
             if isinstance(packet, kind):
                 return packet
+
+    def receive_message(self, kind: type[P]) -> P:
+        """The next message of this kind in a data packet."""
+        while True:
+            for message in self.receive(Data).messages:
+                if isinstance(message, kind):
+                    return message
