@@ -24,7 +24,7 @@ class Network:
         self._net = world.scenario.net
         self._clean = self._net.name == "clean"
         self._connections: set[tuple[str, str]] = set()  # (instance id of who connected, endpoint)
-        self._cuts: set[frozenset[str]] = set()
+        self._cuts: set[tuple[str, str]] = set()  # (from, to)
         self._held: list[tuple[Slot, Slot, Packet | bytes]] = []
         self._past: deque[tuple[Slot, Slot, Packet | bytes]] = deque(maxlen=64)
         self._greetings: deque[tuple[Slot, Slot, Packet | bytes]] = deque(maxlen=16)
@@ -108,7 +108,9 @@ class Network:
                 self._world.clock.after(self._rng.uniform(0.001, 0.2), self._refuse, source, endpoint)
 
     def _refuse(self, source: Process, endpoint: str) -> None:
-        if source.alive and not self._listening(endpoint) and not self._world.endpoints[endpoint].silent:
+        if not source.alive or self._world.endpoints[endpoint].silent:
+            return
+        if not self._listening(endpoint) or self._rng.random() < 0.2:  # the news may be old
             source.call("connection refused", source.machine.on_connection_refused, endpoint)
 
     def _listening(self, endpoint: str) -> bool:
@@ -117,13 +119,15 @@ class Network:
 
     # -- partitions and replays ------------------------------------------------------------------------------------
 
-    def cut(self, a: Slot, b: Slot) -> None:
-        """No packet passes between the two from now on."""
-        self._cuts.add(frozenset((a.name, b.name)))
+    def cut(self, a: Slot, b: Slot, *, one_way: bool = False) -> None:
+        """No packet passes from ``a`` to ``b`` (and back) from now on."""
+        self._cuts.add((a.name, b.name))
+        if not one_way:
+            self._cuts.add((b.name, a.name))
 
     def heal(self, a: Slot, b: Slot) -> None:
         """The way is free again; some of what was sent meanwhile arrives late."""
-        self._cuts.discard(frozenset((a.name, b.name)))
+        self._cuts -= {(a.name, b.name), (b.name, a.name)}
         held, self._held = self._held, []
         for source, target, packet in held:
             if self._cut(source, target):
@@ -137,16 +141,15 @@ class Network:
 
     def heal_all(self) -> None:
         """No more cuts."""
-        for pair in sorted(sorted(cut) for cut in self._cuts):
-            a, b = (self._world.slots[name] for name in pair)
-            self.heal(a, b)
+        for a, b in sorted(self._cuts):
+            self.heal(self._world.slots[a], self._world.slots[b])
 
     def is_cut(self, a: Slot, b: Slot) -> bool:
-        """Whether packets (and bytes) pass between the two."""
+        """Whether neither packets nor bytes pass from ``a`` to ``b``."""
         return self._cut(a, b)
 
     def _cut(self, a: Slot, b: Slot) -> bool:
-        return bool(self._cuts) and frozenset((a.name, b.name)) in self._cuts
+        return bool(self._cuts) and (a.name, b.name) in self._cuts
 
     def replay(self, slot: Slot, count: int) -> None:
         """Packets of the past arrive at this slot once more."""

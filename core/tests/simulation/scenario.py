@@ -106,7 +106,7 @@ NETS = {
 }
 FAULTS = (
     "kill_prefill", "kill_prefill", "kill_decode", "kill_decode", "pause_prefill", "pause_prefill", "pause_decode", "pause_decode",
-    "partition", "partition", "flap", "flap", "close_prefill", "close_decode", "stall", "storm",
+    "partition", "partition", "deaf_prefill", "deaf_decode", "flap", "flap", "close_prefill", "close_decode", "stall", "storm",
     "unreachable", "unreachable", "giveup_prefill", "giveup_prefill", "giveup_decode",
 )  # fmt: skip
 BOOTSTRAP = ("absent", "black", "slow", "foreign", "stale", "restart")

@@ -215,6 +215,12 @@ class World:
         self.network.cut(slot, other)
         self.clock.after(fault.duration, self.network.heal, slot, other)
 
+    def _deaf(self, slot: Slot, process: Process, fault: Fault) -> None:
+        other = self._all[fault.other]
+        slot.touched = other.touched = True
+        self.network.cut(other, slot, one_way=True)
+        self.clock.after(fault.duration, self.network.heal, slot, other)
+
     def _flap(self, slot: Slot, process: Process, fault: Fault) -> None:
         self.network.flap(process, self._all[fault.other].endpoint, self.rng.choice((1, 3, 12)))
 
