@@ -4,15 +4,16 @@
 
 A prefill and a decode process and a bootstrap server get them: on the control socket and the data port of each rank, and
 on each route. A stranger whom both ranks took for a peer lends his session and his knowledge of the data ports' secrets.
-Afterwards every thread is alive (how many exceptions it has survived is told), every good room has succeeded with the right bytes, no
-counter says that anything is left but the good session, and memory has grown by less than 64 MiB for each process.
+Afterwards every thread is alive (how many exceptions it survived is told), every good room has succeeded with the right
+bytes, the stranger's session stands, no counter says that anything is left but the good session once he has gone, and
+memory has grown by less than 64 MiB in each process.
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,7 +26,7 @@ import psutil
 from kv_core import BootstrapServer
 from tests.support import command_line
 from tests.support.long_flat import FLEETING
-from tests.support.long_noise import ROUTES, control, data, route
+from tests.support.long_noise import ROUTES, SEVERAL_PARTS, control, data, route
 from tests.support.long_stranger import LivingStranger
 from tests.support.memory import Shape
 from tests.support.orders import Order
@@ -113,8 +114,16 @@ class Scene:
             found[f"{method} {path}"] = (route, (seed, messages, port, method, path))
         return found
 
-    def judge(self) -> dict[str, Any]:
-        """After the last message."""
+    def judge(self, several_parts: Mapping[str, int]) -> dict[str, Any]:
+        """After the last message. ``several_parts``: such messages sent to each rank, which counts what it drops."""
+        for role, count in several_parts.items():
+            self.serve(lambda r=role, n=count: self._dropped(r)["not_two_frames"] >= n)  # type: ignore[misc]
+        sessions = {role: rank.call("snapshot") for role, rank in self.ranks.items()}
+        for role, snapshot in sessions.items():
+            if snapshot["peers"] < 2:
+                self.violations.append(
+                    f"{role} has ended the session with the stranger: it took nothing of him any more"
+                )
         self.traffic.paused = True
         self.serve(lambda: not self.traffic.live)
         for stranger in self.strangers:
@@ -135,9 +144,14 @@ class Scene:
                 self.violations.append(f"{name}: memory grew from {before} to {rss[name]} bytes")
         return {
             "good rooms": self.good, "exceptions survived": exceptions,
+            "taken for": {role: snapshot["dropped"] for role, snapshot in sessions.items()},
             "MiB before": {name: size / MIB for name, size in self.rss.items()},
             "MiB after": {name: size / MIB for name, size in rss.items()},
         }  # fmt: skip
+
+    def _dropped(self, role: str) -> dict[str, int]:
+        control: dict[str, int] = self.ranks[role].call("snapshot")["control"]["dropped"]
+        return control
 
     def _left(self, rank: RankProcess) -> list[str]:
         snapshot = rank.call("snapshot")
@@ -183,7 +197,9 @@ def run(messages: int, seed: int, only: str = "") -> tuple[list[dict[str, Any]],
                 rows.append(
                     {"where": name, "done after s": ends[name] - began, "sent": {} if error else future.result()}
                 )
-        rows.append({"where": "(all)", "done after s": monotonic() - began} | scene.judge())
+        sent = {row["where"].rpartition(" ")[2]: row["sent"] for row in rows if row["where"].startswith("control")}
+        parts = {role: counts.get(SEVERAL_PARTS, 0) for role, counts in sent.items()}
+        rows.append({"where": "(all)", "done after s": monotonic() - began} | scene.judge(parts))
     except AssertionError as error:
         scene.violations.append(str(error))
     finally:

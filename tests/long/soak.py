@@ -22,7 +22,7 @@ from tests.support.long_numbers import NUMBERS, NumberScene
 from tests.support.long_ways import WAYS, WayScene
 
 MIB = 1 << 20
-WARM_UP_ROOMS = 2_000
+WARM_UP_ROOMS = 10_000
 SCENES: dict[str, Any] = {
     **{way.name: (WayScene, way) for way in WAYS},
     **{numbers.name: (NumberScene, numbers) for numbers in NUMBERS},
@@ -64,7 +64,7 @@ def run(rooms: int, seed: int, ways: list[str]) -> tuple[list[dict[str, Any]], l
     """So many rooms through each of these ways; rows, violations."""
     rows: list[dict[str, Any]] = []
     violations: list[str] = []
-    one_way(ways[0], min(rooms, WARM_UP_ROOMS), seed)  # whatever a process keeps from its first thousand rooms on
+    one_way(ways[0], min(rooms, WARM_UP_ROOMS), seed)  # whatever a process keeps from its first thousands of rooms on
     idle = settled_usage()
     for name in ways:
         row, found = one_way(name, rooms, seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ def settled_usage() -> dict[str, int]:
     looks: list[dict[str, int]] = []
 
     def enough() -> bool:
-        looks.append(usage())
+        looks.append(usage(os.getpid()))
         return len(looks) == LOOKS
 
     wait_until(enough)

@@ -23,6 +23,7 @@ from kv_core.protocol import messages as msg
 from kv_fake.wire import ACK_BYTES, Ack, Descriptor, Header, Preamble, Purpose, segment_table
 
 LIMIT_S = 60.0
+SEVERAL_PARTS = "several parts"
 ALIEN = 1 << 40
 """From here on are the room numbers of strangers: whose numbers are used by the good traffic could do it harm."""
 EDGES = (0, 1, 2, 255, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1, -1, -(2**63))
@@ -208,8 +209,9 @@ def control(seed: int, count: int, known: Acquaintance) -> dict[str, int]:
                 sent["raw connections"] += 1
             dealer = _dealer(context, known)
             for _ in range(20):
-                dealer.send_multipart([rng.randbytes(rng.choice((0, 1, 30, 900))) for _ in range(rng.randrange(1, 21))])
-                sent["odd numbers of parts"] += 1
+                parts = [rng.randbytes(rng.choice((0, 1, 30, 900))) for _ in range(rng.randrange(1, 21))]
+                dealer.send_multipart(parts)
+                sent["one part" if len(parts) == 1 else SEVERAL_PARTS] += 1
                 dealer.send(rng.randbytes(rng.randrange(400)))
                 sent["junk"] += 1
             dealer.close(int(1_000 * LIMIT_S))
@@ -307,12 +309,11 @@ def route(seed: int, count: int, port: int, method: str, path: str) -> dict[str,
     while sum(seen.values()) < count:
         # A refusal ends its connection, so what is good goes first, and one that may be anything goes last.
         batch = [] if method == "PUT" else [maker(rng, True) for _ in range(rng.randrange(10))]
-        whole = rng.random() < 0.4
-        last = maker(rng, False) if whole else _broken(rng, method, path, maker(rng, True))
+        last, whole = _last(rng, method, path, maker)
         with connect(port) as connection:
             answers = _answers(connection, b"".join(batch), len(batch), last, whole)
         seen.update(answers)
-        seen["hung up on"] += len(batch) + 1 - len(answers)
+        seen["unanswered"] += len(batch) + 1 - len(answers)
         if "500" in answers or len(answers) < len(batch):
             raise AssertionError(f"{method} {path} answered {answers} to {(*batch, last)}"[:2_000])
     return dict(seen)
@@ -397,16 +398,21 @@ _REQUESTS: dict[tuple[str, str], Callable[[random.Random, bool], bytes]] = {
 ROUTES = tuple(_REQUESTS)
 
 
-def _broken(rng: random.Random, method: str, path: str, good: bytes) -> bytes:
-    kind = rng.randrange(8)
-    if kind == 0:
-        return good[: rng.randrange(len(good))]
-    if kind == 1:
+def _last(
+    rng: random.Random, method: str, path: str, maker: Callable[[random.Random, bool], bytes]
+) -> tuple[bytes, bool]:
+    """The last request on a connection, and whether it is one: whatever it says, an answer is owed then."""
+    kind = rng.randrange(12)
+    if kind < 5:
+        return maker(rng, method == "PUT" and kind < 3), True
+    good, junk = maker(rng, True), rng.randbytes(rng.randrange(300))
+    if kind == 5:
+        return good[: rng.randrange(len(good))], False
+    if kind == 6:
         # A flipped goodbye must not become somebody else's.
-        return flipped(rng, good) if method != "DELETE" else good[:-3] + b"\xff\xff}"
-    junk = rng.randbytes(rng.randrange(300))
+        return (flipped(rng, good), False) if method != "DELETE" else (good[:-3] + b"\xff\xff}", True)
     return (
-        _request(method, path, junk), _request(rng.choice(METHODS), path, junk), junk,
-        _request(method, path, b"{}", length=rng.choice((-1, 1, 3, 70_000, 2**63, "x", ""))),
-        _request(method, path + "/" + "a" * rng.choice((1, 9_000))), _request(method, path, b"[" * 2_000, "text/plain"),
-    )[kind - 2]  # fmt: skip
+        (junk, False), (_request(method, path, b"{}", length=rng.choice((-1, 1, 3, 70_000, 2**63, "x", ""))), False),
+        (_request(rng.choice(METHODS), path, junk), True), (_request(method, path, b"[" * 2_000, "text/plain"), True),
+        (_request(method, path + "/" + "a" * rng.choice((1, 9_000)), junk), True),
+    )[kind - 7]  # fmt: skip
