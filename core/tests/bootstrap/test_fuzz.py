@@ -17,6 +17,7 @@ import pytest
 
 from core.tests.bootstrap.support import LIMIT_S, RANK_ZERO, Collector, registration, until, wire
 from kv_core.runtime.bootstrap import BootstrapClient, HealthReport, parse_address
+from kv_core.runtime.bootstrap.errors import BootstrapConnectionError, ConnectionTrouble
 
 MESSAGES = int(os.environ.get("KV_CORE_FUZZ_MESSAGES", "2000"))
 SEED = int(os.environ.get("KV_CORE_FUZZ_SEED") or random.SystemRandom().randrange(2**32))
@@ -177,6 +178,10 @@ def check_answer(kind, answer):
     return str(status)
 
 
+def timed_out(outcome):
+    return isinstance(outcome, BootstrapConnectionError) and outcome.trouble is ConnectionTrouble.TIMEOUT
+
+
 @pytest.mark.timeout(3_600)
 def test_random_messages(server, service):
     told, probes = Collector(), Collector()
@@ -198,7 +203,9 @@ def test_random_messages(server, service):
         assert BootstrapClient(server.address, LIMIT_S).route() == before
         assert BootstrapClient(server.address, LIMIT_S).health().instances() == {RANK_ZERO: "instance-a"}
         assert told.outcomes() == [None]
-        assert all(isinstance(outcome, HealthReport) for outcome in probes.outcomes())
+        # A probe has an interval for its answer, which a busy machine may not have: silence now and then, nothing else.
+        assert all(isinstance(outcome, HealthReport) or timed_out(outcome) for outcome in probes.outcomes())
+        until(lambda: isinstance(probes.outcomes()[-1], HealthReport), "the server answers probes")
         assert seen["400"] > MESSAGES / 4, seen
         assert server.health()["alive"]
         assert server.snapshot()["exceptions"] == service.health()["exceptions"] == 0
