@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from core.tests.protocol.support import SHORT, Bench, at_rest
 from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import FailureCode, FailureStage
 from kv_core.contract.failures import Failure
+from kv_core.protocol import machine
 from kv_core.protocol import messages as msg
 from kv_core.protocol.inbox import Early, Inbox, Stone, Tombstones
 from kv_core.protocol.liveness import PeerLiveness
@@ -112,6 +114,22 @@ def test_a_full_inbox_refuses_with_a_reason_and_takes_again_once_there_is_room()
     bench.pump()
     assert retry.failure is None
     assert source.phase.value == "ready"
+
+
+def test_leases_of_many_rooms_travel_in_several_messages(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine, "MAX_LIVES_PER_LEASE", 100)
+    bench = Bench()
+    prefill, decode = bench.pair()
+    rooms = [decode.open(number) for number in range(250)]
+    for room in rooms:
+        decode.init(room)
+    bench.pass_time(2.5 * SHORT.lease_s)
+    assert {len(lease.lives) for lease in decode.messages(msg.Lease)} == {100, 50}
+    assert prefill.machine.snapshot()["early_rooms"] == 250
+    sources = [prefill.open(number) for number in range(250)]
+    bench.pass_time(2.5 * SHORT.lease_s)
+    assert not any(room.failure for room in (*rooms, *sources))
+    assert prefill.machine.snapshot()["leases"] == decode.machine.snapshot()["leases"] == 250
 
 
 def test_early_news_end_with_their_lease_when_decode_renews_no_more():

@@ -187,10 +187,12 @@ class ForgetsVerification(DecodeMachine):
 @_mutant("I3 release", "prefill's pages are released when the room fails, though they are still being read")
 class ReleasesSources(PrefillMachine):
     def _settle_room(self, room: Room, now: float) -> None:
-        if room.ended and not room.release_safe:
-            room.release_safe = True
-            self._tell(room, RoomEventKind.RELEASED, now)
+        outstanding = {link: link.outstanding for link in room.links.values()}
+        for link in outstanding:
+            link.outstanding = 0
         super()._settle_room(room, now)
+        for link, count in outstanding.items():
+            link.outstanding = count
 
 
 @_mutant("I3 release", "a second decode rank that names the number joins a room that is bound")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import time
 from pathlib import Path
 
@@ -73,6 +74,28 @@ def test_what_is_simulated_imports_no_clock(package: object):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.partition(".")[0] for name in names} & {"time", "datetime", "random", "threading"}, path
+
+
+def test_the_command_line_counts_and_says_so_as_json(capsys: pytest.CaptureFixture[str]):
+    options = [
+        "--seeds",
+        "30",
+        "--start",
+        "7000",
+        "--workers",
+        "1",
+        "--mutants",
+        "--mutant",
+        "ReleasesOnAbort",
+        "--json",
+    ]
+    assert main(options) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["schedules"], result["broken"]) == (30, [])
+    assert result["rooms"] > result["succeeded"] > 30
+    (catch,) = result["mutants"]
+    assert (catch["name"], catch["caught_by"]) == ("ReleasesOnAbort", "I3 release")
+    assert 0 < catch["schedules"] < 100
 
 
 def test_an_invariant_names_itself():
