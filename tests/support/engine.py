@@ -91,6 +91,10 @@ class Engine:
             self.draining = still
         return ended, released
 
+    def has_room(self, order: Order) -> bool:
+        """Whether there is a place for it now."""
+        return order.pages - order.prefix <= len(self.pages) and int(order.aux) <= len(self.rows)
+
     def _open(self, order: Order) -> bool:
         raise NotImplementedError
 
@@ -101,6 +105,33 @@ class Engine:
             self.strays.append(f"{self.role}: free pages {dirty[:16]} were written into")
             self.memory.wipe(dirty)
         return list(self.strays)
+
+
+class Place:
+    """Pages, and a row if the order wants one. Whatever was written into them while they rested is found here."""
+
+    def __init__(self, engine: Engine, order: Order) -> None:
+        pages = engine.pages.take(order.pages - order.prefix)
+        rows = engine.rows.take(int(order.aux))
+        assert pages is not None, "looked before"
+        assert rows is not None, "looked before"
+        self.pages = pages
+        self.row = rows[0] if rows else None
+        if not engine.memory.blank(pages):
+            engine.strays.append(
+                f"{engine.role}: pages {pages} were written into while they rested (room {order.room})"
+            )
+            engine.memory.wipe(pages)
+
+
+class Prompt(Place):
+    """A place with the content of a room in it, so to speak computed."""
+
+    def __init__(self, engine: Engine, order: Order) -> None:
+        super().__init__(engine, order)
+        engine.memory.write(engine.seed, order.room, self.pages, first=order.prefix)
+        if self.row is not None:
+            engine.memory.write_row(engine.seed, order.room, self.row)
 
 
 class Run:
@@ -114,7 +145,6 @@ class Run:
         self.pages: list[int] = []
         self.row: int | None = None
         self.act, _, self.when = order.act.partition(":")
-        self.wanted = order.pages - order.prefix
 
     def step(self) -> bool:
         """Go on; False once the room has ended."""
@@ -171,27 +201,6 @@ class Run:
         self.pages, self.row = [], None
         return True
 
-    def take(self) -> bool:
-        """Get pages, and a row if one is wanted; False if there are not enough now."""
-        engine = self.engine
-        if self.order.aux and not len(engine.rows):
-            return False
-        pages = engine.pages.take(self.wanted)
-        if pages is None:
-            return False
-        self.pages = pages
-        if not engine.memory.blank(pages):
-            self.outcome.stray = True
-            engine.strays.append(
-                f"{engine.role}: pages {pages} were written into while they rested (room {self.order.room})"
-            )
-            engine.memory.wipe(pages)
-        if self.order.aux:
-            rows = engine.rows.take(1)
-            assert rows is not None
-            self.row = rows[0]
-        return True
-
 
 class PrefillEngine(Engine):
     """Drives senders."""
@@ -199,11 +208,12 @@ class PrefillEngine(Engine):
     role = "prefill"
 
     def _open(self, order: Order) -> bool:
-        if order.pages - order.prefix > len(self.pages) or (order.aux and not len(self.rows)):
+        if not self.has_room(order):
             return False
+        prompt = Prompt(self, order)  # computed first: what is measured begins when the room is opened
         run = SenderRun(self, order, self.manager.create_sender(order.addr, order.room))
         self.runs.append(run)
-        run.begin()
+        run.begin(prompt)
         return True
 
 
@@ -214,18 +224,14 @@ class SenderRun(Run):
         super().__init__(engine, order, handle)
         self.sent = False
 
-    def begin(self) -> None:
-        """Compute the prompt, so to speak, and announce it."""
+    def begin(self, prompt: Prompt) -> None:
+        """Announce the prompt."""
         order, engine = self.order, self.engine
         if self.act == "twice":
             second = engine.manager.create_sender(order.addr, order.room)
             self.outcome.message = str(second.failure())
             second.clear()
-        if not self.take():
-            raise AssertionError("looked before")
-        engine.memory.write(engine.seed, order.room, self.pages, first=order.prefix)
-        if self.row is not None:
-            engine.memory.write_row(engine.seed, order.room, self.row)
+        self.pages, self.row = prompt.pages, prompt.row
         if self.when == "open" and self.act in ("abort", "clear"):
             self.give_up()
         if self.order.act != "idle:init":
@@ -288,9 +294,13 @@ class ReceiverRun(Run):
     def advance(self, state: KVPoll) -> None:
         """Name pages once prefill is known."""
         order = self.order
-        if state is not KVPoll.WaitingForInput or self.named or order.act == "idle:pages" or not self.take():
+        if state is not KVPoll.WaitingForInput or self.named or order.act == "idle:pages":
+            return
+        if not self.engine.has_room(order):
             return
         self.named = True
+        place = Place(self.engine, order)
+        self.pages, self.row = place.pages, place.row
         pages = np.asarray(self.pages, np.int64)
         if order.act == "bad:pages":
             pages = pages + self.engine.pages.count

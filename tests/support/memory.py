@@ -99,8 +99,9 @@ class RankMemory:
     def _content(self, seed: int, room: int, first: int, count: int) -> U8:
         # Page by page, so that a page's content does not depend on how many pages are asked for.
         rng = np.random.default_rng([seed, room & (2**64 - 1)])
-        pages = rng.integers(1, 256, (first + count, len(self.kv), self.shape.page_bytes), np.uint8)
-        return pages[first:].transpose(1, 0, 2)
+        shape = (first + count, len(self.kv), self.shape.page_bytes)
+        pages = np.frombuffer(rng.bytes(int(np.prod(shape))), np.uint8).reshape(shape)
+        return np.maximum(pages[first:], 1).transpose(1, 0, 2)
 
     def write_row(self, seed: int, room: int, row: int) -> None:
         """Put the room's content into an auxiliary row."""

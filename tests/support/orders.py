@@ -38,8 +38,8 @@ class Order:
 class Outcome:
     """How one room went on one side. Times are of the machine's monotonic clock, which its processes share.
 
-    correct: every byte was compared (decode, after Success), None where there is nothing to compare. stray: something
-    had been written into the room's pages before they were named. safe_s: when the pages were given back.
+    correct: every byte was compared (decode, after Success), None where there is nothing to compare.
+    safe_s: when the pages were given back.
     """
 
     room: int
@@ -57,7 +57,6 @@ class Outcome:
     latency_s: float | None = None
     chunks: int = 0
     correct: bool | None = None
-    stray: bool = False
 
     @property
     def succeeded(self) -> bool:
