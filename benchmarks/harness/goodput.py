@@ -80,6 +80,7 @@ def measure(pair: Pair, cell: Cell, shape: Shape, target_bytes: int, rounds: int
     rates = {way: [nbytes / one["elapsed_s"] / 1e9 for one in taken[way]] for way in WAYS}
     return {
         "pages": cell.pages, "pattern": cell.pattern, "concurrency": cell.concurrency, "rooms": rooms, "bytes": nbytes,
+        "over_socket_us": Spread.of(_differences(taken["core"], taken["socket"], rooms)),
         "room_ms": {way: Spread.of([one["elapsed_s"] / rooms * 1e3 for one in taken[way]]) for way in WAYS},
         "rate": {way: Spread.of(rates[way]) for way in WAYS},
         "ratio": {way: Spread.of(_quotients(rates[way], rates["socket"])) for way in WAYS[1:]},
@@ -91,6 +92,11 @@ def measure(pair: Pair, cell: Cell, shape: Shape, target_bytes: int, rounds: int
         },
         "others_busy": Spread.of([one["others_busy"] for way in WAYS for one in taken[way]]),
     }  # fmt: skip
+
+
+def _differences(these: Sequence[dict[str, Any]], those: Sequence[dict[str, Any]], rooms: int) -> list[float]:
+    """Microseconds per room by which these took longer than those."""
+    return [(a["elapsed_s"] - b["elapsed_s"]) / rooms * 1e6 for a, b in zip(these, those, strict=True)]
 
 
 def _quotients(these: Sequence[float], those: Sequence[float]) -> list[float]:

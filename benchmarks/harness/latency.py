@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.harness.goodput import BUFFERS, ITEM_BYTES
 from benchmarks.harness.ranks import Pair
+from benchmarks.harness.rooms import KEEN_PASS_S
 from benchmarks.harness.work import Work
 
 PAGES = 4
@@ -27,7 +28,8 @@ def run(pair: Pair, *, quick: bool, tell: Callable[[str], None]) -> dict[str, An
             tell(f"latency: engine thread {'busy' if busy else 'idle'}, switch interval {interval or 'default'}")
             pair.open("latency", "core", "pages", switch_interval_s=interval)
             pair.run("latency", Work(PAGES, 3, patient=True, busy=busy))
-            result = pair.run("latency", Work(PAGES, rooms, patient=True, busy=busy, stamps=True))
+            work = Work(PAGES, rooms, patient=True, busy=busy, stamps=True, idle_s=KEEN_PASS_S)
+            result = pair.run("latency", work)
             pair.close("latency")
             rows.append(
                 {"busy": busy, "switch_interval_s": interval, "rooms": rooms, "others_busy": result["others_busy"]}

@@ -43,7 +43,7 @@ def goodput(result: dict[str, Any]) -> Iterator[str]:
     yield ""
     head = (
         "pages", "pattern", "in flight", "socket GB/s", "kv-core GB/s", "transport GB/s", "kv-core / socket",
-        "transport / socket", "kv-core ms per room", "CPU s/GB socket", "CPU s/GB kv-core",
+        "transport / socket", "kv-core ms per room", "kv-core - socket, us per room", "CPU s/GB socket", "CPU s/GB kv-core",
         "CPU s/GB transport", "CPUs of others",
     )  # fmt: skip
     rows = []
@@ -53,7 +53,7 @@ def goodput(result: dict[str, Any]) -> Iterator[str]:
             (
                 cell["pages"], cell["pattern"], cell["concurrency"], *(cell["rate"][way].text() for way in cell["rate"]),
                 cell["ratio"]["core"].text(), cell["ratio"]["transport"].text(), cell["room_ms"]["core"].text(1),
-                cpu["socket"], cpu["core"], cpu["transport"], cell["others_busy"].text(1),
+                cell["over_socket_us"].text(0),                 cpu["socket"], cpu["core"], cpu["transport"], cell["others_busy"].text(1),
             )
         )  # fmt: skip
     yield from table(head, rows)

@@ -21,7 +21,7 @@ class Work:
     concurrency: int = 1
     pattern: str = "random"
     first_room: int = 0
-    idle_s: float = 0.000_2
+    idle_s: float = 0.000_5
     busy: bool = False
     patient: bool = False
     stamps: bool = False
