@@ -193,6 +193,29 @@ def test_prefill_waits_for_a_decode_rank_that_gave_up_before_it_knew_where_to_sa
     assert stage.source.failure.code is FailureCode.TIMEOUT
 
 
+@pytest.mark.parametrize("how", ["abort", "clear", "bad call", "bad rank"])
+def test_prefill_hears_of_a_room_that_ended_before_init_once_the_two_have_met(how: str):
+    bench = Bench()
+    prefill, decode = bench.pair()
+    source, target = prefill.open(5), decode.open(5)
+    if how == "bad call":
+        decode.offer(target, 1)
+    elif how == "bad rank":
+        decode.do(decode.machine.init, target, 9)
+    else:
+        getattr(decode, how)(target)
+    bench.pump()
+    assert source.failure is not None
+    assert target.failure is not None
+    assert (source.failure.message, source.failure.origin) == (target.failure.message, target.failure.origin)
+    assert source.release_safe
+    assert target.release_safe
+    for rank, room in ((prefill, source), (decode, target)):
+        rank.clear(room)
+    bench.pass_time(1)
+    at_rest(prefill, decode)
+
+
 # -- two causes --------------------------------------------------------------------------------------------------------
 
 

@@ -139,21 +139,24 @@ class DecodeMachine(Discovery):
             if link.done:
                 self._push(link.peer, msg.Concluded(room.number, link.life, failure))
             elif not link.announced:
-                self._regret(room, link, failure)
+                self._regret(room, link.peer, failure)
             elif not link.told:
                 self._push(link.peer, msg.Abort(room.number, link.life, failure))
             if not link.exposed:
                 link.peer.rooms.pop(link.life, None)
+        if not room.links:  # which ranks it would have needed is not known yet: all of the instance that we know
+            for peer in self.peers.values():
+                if peer.addr == room.addr:
+                    self._regret(room, peer, failure)
 
-    def _regret(self, room: Room, link: RoomLink, failure: msg.WireFailure) -> None:
+    def _regret(self, room: Room, peer: Peer, failure: msg.WireFailure) -> None:
         """Let prefill know of a room that ended before it was announced: its engine may be waiting for us."""
-        peer = link.peer
         if peer.phase is PeerPhase.GREETING and len(peer.regrets) < MAX_HELLO_ROOMS:
             until = room.opened_at + self.settings.bootstrap_timeout_s
-            peer.regrets[room.number] = Regret(link.life, room.destinations, failure, until)
+            peer.regrets[room.number] = Regret(room.life, room.destinations, failure, until)
         else:
-            self._push(peer, msg.Announce(room.number, link.life, room.destinations))
-            self._push(peer, msg.Abort(room.number, link.life, failure))
+            self._push(peer, msg.Announce(room.number, room.life, room.destinations))
+            self._push(peer, msg.Abort(room.number, room.life, failure))
 
     def _metric(self, room: Room, now: float) -> KVTransferMetric:
         offered = room.bound_at
