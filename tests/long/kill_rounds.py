@@ -41,6 +41,9 @@ HANG_S = 30.0
 REASONS = {"peer_lost", "peer_replaced", "transport_error"}
 """How a room may fail because its peer was killed: silence, a successor at the same address, or a torn connection."""
 KINDS = ("prefill", "prefill with its bootstrap server", "decode")
+RESTARTS = ("at once", "when the rooms have failed", "late")
+OUTAGE_S = 5.0
+"""How long a peer is away that is restarted late: longer than any retry may take to come round."""
 BURN = "while True: pass"
 
 
@@ -131,7 +134,8 @@ class Scene:
 
     def round(self, fail_limit_s: float) -> None:
         """Traffic, kill, restart, first request, traffic."""
-        quick = self._random.random() < 0.5
+        restart = self._random.choice(RESTARTS)
+        quick = restart == "at once"
         self._run_traffic(self._random.randrange(5, 40))
         survivor, old = self.ranks[self.survivor], self.ranks[self.victim]
         self.traffic.paused = True
@@ -144,11 +148,21 @@ class Scene:
             self._first_request(fail_limit_s)
         self._await_verdicts(open_rooms, served=quick)
         if not quick:
+            if restart == "late":
+                open_rooms.append(self._outage(killed_s))
             self._restart(standby, old, [room for room in open_rooms if room not in survivor.ended])
             self._first_request(fail_limit_s)
         self._judge(open_rooms, killed_s, fail_limit_s, standby)
         self._settle()
         self.tally.rounds += 1
+
+    def _outage(self, killed_s: float) -> int:
+        """A room that the survivor opens while its peer is away for long; the successor is to find, and to serve it."""
+        order = self.traffic.order()
+        self.traffic.live.add(order.room)
+        self.ranks[self.survivor].open([order])
+        wait_until(lambda: monotonic() > killed_s + OUTAGE_S, "the end of the outage")
+        return order.room
 
     def _run_traffic(self, rooms: int) -> None:
         self.traffic.paused = False
@@ -241,6 +255,7 @@ class Scene:
                 tally.violations.append(f"not the reason: {outcome}")
         bad = [o for room in rooms if (o := survivor.ended[room]).state == "Success" and o.correct is False]
         tally.violations += [f"wrong bytes: {outcome}" for outcome in bad]
+        self._judge_carried([room for room in rooms if room in standby.ended], limit_s, standby)
         tally.carried += sum(
             survivor.ended[room].state == "Success" and survivor.ended[room].ended_s > killed_s for room in rooms
         )
@@ -250,6 +265,16 @@ class Scene:
             HANG_S,
         )
         tally.release_s += [survivor.released[o.room].safe_s - killed_s for o in failed]  # type: ignore[operator]
+
+    def _judge_carried(self, rooms: list[int], limit_s: float, standby: RankProcess) -> None:
+        """Rooms that had waited for the successor count from the moment at which it opened them."""
+        for room in rooms:
+            here, there = self.ranks[self.survivor].ended[room], standby.ended[room]
+            if here.succeeded and there.succeeded:
+                took = max(here.ended_s, there.ended_s) - max(here.opened_s, there.opened_s)
+                self.tally.first_s.append(took)
+                if took > HEARTBEAT_S + limit_s:
+                    self.tally.violations.append(f"a room that had waited took {took:.2f} s after the restart")
 
     def _was_bound(self, outcome: Outcome) -> bool:
         return outcome.stage != "bootstrap"

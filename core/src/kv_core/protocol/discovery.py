@@ -85,7 +85,8 @@ class Discovery(Machine):
     def _resolve_later(self, node: Node, now: float) -> None:
         if node.waiting:
             self._timers.set(("resolve", node.addr), now + node.retry_s)
-            node.retry_s = min(2 * node.retry_s, MAX_RETRY_S)
+            # Never longer than a heartbeat: within one, a prefill process that was restarted shall be found.
+            node.retry_s = min(2 * node.retry_s, MAX_RETRY_S, self.settings.probe_interval_s)
 
     def _attach_waiting(self, node: Node, now: float) -> None:
         for room in list(node.waiting.values()):
