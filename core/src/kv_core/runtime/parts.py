@@ -126,15 +126,15 @@ def assemble(record: BackendRecord, role: Role, args: KVArgs, config: TransferCo
             fields_of(args, info.name, info.version, version("kv-core")), rules.layout.to_wire(),
             transport.local_descriptor(), channel.open(), label, describe_process(),
         )  # fmt: skip
+        me = Identity(
+            role, info.name, instance_id, introduction.endpoint, introduction, Capability.FENCE in info.capabilities
+        )
+        machine = PrefillMachine(me, config, rules) if role is Role.PREFILL else DecodeMachine(me, config, rules)
+        return _connect(record, args, config, observers, transport, channel, machine, rules, logger)
     except BaseException:
         channel.close()
         transport.close()
         raise
-    me = Identity(
-        role, info.name, instance_id, introduction.endpoint, introduction, Capability.FENCE in info.capabilities
-    )
-    machine = PrefillMachine(me, config, rules) if role is Role.PREFILL else DecodeMachine(me, config, rules)
-    return _connect(record, args, config, observers, transport, channel, machine, rules, logger)
 
 
 def _connect(
