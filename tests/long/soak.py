@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from tests.support import command_line
-from tests.support.long_flat import growth, settled_usage
+from tests.support.long_flat import growth, one_arena, settled_usage
 from tests.support.long_losses import LOSSES, LossScene
 from tests.support.long_numbers import NUMBERS, NumberScene
 from tests.support.long_ways import WAYS, WayScene
@@ -64,6 +64,7 @@ def run(rooms: int, seed: int, ways: list[str]) -> tuple[list[dict[str, Any]], l
     """So many rooms through each of these ways; rows, violations."""
     rows: list[dict[str, Any]] = []
     violations: list[str] = []
+    one_arena()
     one_way(ways[0], min(rooms, WARM_UP_ROOMS), seed)  # whatever a process keeps from its first thousands of rooms on
     idle = settled_usage()
     for name in ways:

@@ -18,8 +18,17 @@ RSS_NOISE_BYTES = 2 << 20
 RSS_LIMIT_BYTES = 8 << 20
 REST_S = 60.0
 LOOKS = 12
+M_ARENA_MAX = -8
+"""Of ``mallopt``, see ``malloc.h``."""
 FLEETING = (LASTING | {"fabrics"}) - {"tombstones"}
 """What may still be there at rest: sessions, but no memory of any room."""
+
+
+def one_arena() -> None:
+    """Let all threads allocate from one heap, where the C library can: what is free in many is not seen as free."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(M_ARENA_MAX, 1)
 
 
 def settled_usage() -> dict[str, int]:

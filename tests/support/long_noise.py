@@ -298,6 +298,8 @@ def _receive(connection: socket.socket, count: int) -> bytes:
 # -- bootstrap routes --------------------------------------------------------------------------------------------------
 
 ODD: tuple[Any, ...] = (None, True, -1, 0.5, 2**63, 2**64, 10**40, "", "x" * 300, "\0", [], [[]], {}, {"a": 1})
+GOOD_ONES = 16
+"""Less than so many good requests come before one that may be anything."""
 METHODS = ("GET", "PUT", "POST", "DELETE", "HEAD", "PATCH", "OPTIONS", "TRACE", "get", "XYZ")
 
 
@@ -308,7 +310,7 @@ def route(seed: int, count: int, port: int, method: str, path: str) -> dict[str,
     maker = _REQUESTS[(method, path)]
     while sum(seen.values()) < count:
         # A refusal ends its connection, so what is good goes first, and one that may be anything goes last.
-        batch = [] if method == "PUT" else [maker(rng, True) for _ in range(rng.randrange(10))]
+        batch = [] if method == "PUT" else [maker(rng, True) for _ in range(rng.randrange(GOOD_ONES))]
         last, whole = _last(rng, method, path, maker)
         with connect(port) as connection:
             answers = _answers(connection, b"".join(batch), len(batch), last, whole)
