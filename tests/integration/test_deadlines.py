@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from time import monotonic
 from typing import Any
 
@@ -14,80 +15,61 @@ from tests.support.memory import Shape
 from tests.support.pair import QUICK, Pair, assert_failed, assert_success
 from tests.support.waiting import wait_until
 
-SHAPE = Shape(pages=32)
-SHORT = QUICK | {"bootstrap_timeout_s": 0.8, "waiting_timeout_s": 0.6, "transferring_timeout_s": 0.7, "lease_s": 0.6}
+SHAPE = Shape(pages=64)
+SHORT = QUICK | {"bootstrap_timeout_s": 2.0, "waiting_timeout_s": 1.6, "transferring_timeout_s": 1.8, "lease_s": 2.0}
+BOOTSTRAP, QUEUED, TRANSFER = FailureStage.BOOTSTRAP, FailureStage.QUEUED, FailureStage.TRANSFER
+
+CASES: dict[str, tuple[FailureStage, Side, str]] = {
+    "prefill alone": (BOOTSTRAP, Side.DECODE, "no decode rank asked for the room within bootstrap_timeout_s=2"),
+    "decode alone": (QUEUED, Side.PREFILL, "did not open the room within waiting_timeout_s=1.6"),
+    "nothing sent": (QUEUED, Side.PREFILL, "the engine sent nothing within waiting_timeout_s=1.6"),
+    "stopped in the middle": (TRANSFER, Side.FABRIC, "no chunk moved within transferring_timeout_s=1.8"),
+    "never initialised": (BOOTSTRAP, Side.DECODE, "init() was not called within bootstrap_timeout_s=2"),
+}
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Pair]:
+def rooms() -> Iterator[dict[str, list[Any]]]:
+    """One room for each case, all at the same time."""
     with Pair(SHAPE, config=SHORT) as pair:
         pair.good_room()
-        yield pair
+        handles: dict[str, list[Any]] = {"prefill alone": [pair.sender(101, [1])]}
+        handles["prefill alone"][0].send([1])
+        handles["decode alone"] = [pair.receiver(102)]
+        handles["decode alone"][0].send_metadata([2, 3])
+        handles["nothing sent"] = [pair.receiver(103), pair.sender(103, [4])]
+        handles["nothing sent"][0].send_metadata([4])
+        handles["stopped in the middle"] = [pair.receiver(104), pair.sender(104, [5, 6])]
+        handles["stopped in the middle"][0].send_metadata([5, 6])
+        handles["stopped in the middle"][1].send([5])
+        handles["never initialised"] = [pair.decode.create_receiver(pair.addr, 105)]
+        pair.good_room()
+        yield handles
+        for handle in chain.from_iterable(handles.values()):
+            handle.clear()
+        assert pair.target.blank([1, 2, 3, 4, 6])
+        for room in range(101, 106):
+            pair.good_room(room)
+        pair.at_rest()
 
 
-@pytest.fixture
-def pair(shared: Pair) -> Iterator[Pair]:
-    with shared.cleaning():
-        yield shared
-    shared.at_rest()
-
-
-def assert_timeout(handle: Any, stage: FailureStage, side: Side, *says: str) -> None:
-    failure = assert_failed(handle)
-    assert (failure.stage, failure.code, failure.side) == (stage, FailureCode.TIMEOUT, side), failure
-    assert failure.retryable
-    for text in says:
-        assert text in failure.message
-    wait_until(handle.is_release_safe, "release")
-
-
-def test_nobody_asks_for_the_room(pair: Pair):
-    sender = pair.sender(pair.number(), [1])
-    sender.send([1])
-    pair.good_room()
-    assert_timeout(sender, FailureStage.BOOTSTRAP, Side.DECODE, "no decode rank asked", "bootstrap_timeout_s=0.8")
-
-
-def test_prefill_never_opens_the_room_that_decode_named_pages_for(pair: Pair):
-    room = pair.number()
-    receiver = pair.receiver(room)
-    receiver.send_metadata([1, 2])
-    pair.good_room()
-    failure = assert_failed(receiver)
-    assert failure.code in (FailureCode.UNKNOWN_ROOM, FailureCode.TIMEOUT)
-    assert failure.stage is FailureStage.QUEUED
-    assert failure.side is Side.PREFILL
-    assert "did not open the room within waiting_timeout_s=0.6" in failure.message
-    wait_until(receiver.is_release_safe, "prefill's word")
-    assert pair.target.blank([1, 2])
-    receiver.clear()
-    pair.good_room(room)
-
-
-def test_prefill_sends_nothing(pair: Pair):
-    receiver, sender = pair.receiver(pair.number()), pair.sender(pair.number() - 1, [1])
-    receiver.send_metadata([1])
-    assert_timeout(sender, FailureStage.QUEUED, Side.PREFILL, "sent nothing", "waiting_timeout_s=0.6")
-    assert_timeout(receiver, FailureStage.QUEUED, Side.PREFILL, "sent nothing")
-
-
-def test_prefill_stops_in_the_middle(pair: Pair):
-    room = pair.number()
-    receiver, sender = pair.receiver(room), pair.sender(room, [1, 2])
-    receiver.send_metadata([1, 2])
-    sender.send([1])
-    assert_timeout(sender, FailureStage.TRANSFER, Side.FABRIC, "transferring_timeout_s=0.7", "last heard")
-    assert_timeout(receiver, FailureStage.TRANSFER, Side.FABRIC, "transferring_timeout_s=0.7")
-
-
-def test_receiver_is_never_initialised(pair: Pair):
-    receiver = pair.decode.create_receiver(pair.addr, pair.number())
-    assert_timeout(receiver, FailureStage.BOOTSTRAP, Side.DECODE, "init() was not called", "bootstrap_timeout_s=0.8")
+@pytest.mark.parametrize("case", CASES)
+def test_each_deadline_has_its_sentence(rooms: dict[str, list[Any]], case: str):
+    stage, side, says = CASES[case]
+    for handle in rooms[case]:
+        failure = assert_failed(handle)
+        assert (failure.stage, failure.side) == (stage, side), failure
+        # Prefill tells decode that it does not know the room, unless decode's own deadline comes first.
+        assert failure.code in {FailureCode.TIMEOUT} | ({FailureCode.UNKNOWN_ROOM} if case == "decode alone" else set())
+        assert failure.retryable
+        assert says in failure.message
+        wait_until(handle.is_release_safe, "release")
+    assert len({str(handle.failure()) for handle in rooms[case]}) == 1, "one root cause on both sides"
 
 
 def test_a_queue_may_take_longer_than_any_deadline():
     """Decode has opened its rooms and waits for pages: its lease keeps prefill's side alive, opened already or not."""
-    with Pair(SHAPE, config=SHORT | {"lease_s": 2.0}) as pair:
+    with Pair(SHAPE, config=SHORT) as pair:
         rooms = {7: [4, 5], 8: [14, 15]}
         receivers = {room: pair.receiver(room) for room in rooms}
         senders = {7: pair.sender(7, rooms[7])}
@@ -106,15 +88,14 @@ def test_a_queue_may_take_longer_than_any_deadline():
 
 
 def test_a_transfer_that_makes_progress_has_time():
-    """Many slow chunks take several times ``transferring_timeout_s`` together."""
-    slow = {"options": {"faults": [{"kind": "delay", "every": 1, "seconds": 0.3}]}}
+    """Several slow chunks take longer than ``transferring_timeout_s`` together."""
+    slow = {"options": {"faults": [{"kind": "delay", "every": 1, "seconds": 0.5}]}}
     with Pair(SHAPE, config=SHORT, prefill=slow) as pair:
         receiver, sender = pair.receiver(1), pair.sender(1, [1, 2, 3, 4, 5])
         receiver.send_metadata([1, 2, 3, 4, 5])
         for page in range(1, 6):
             sender.send([page])
-            arrived = partial(_arrived_or_ended, pair, sender, page)
-            wait_until(arrived, f"page {page}")
+            wait_until(partial(_arrived_or_ended, pair, sender, page), f"page {page}")
         assert_success(sender, receiver)
 
 
