@@ -144,7 +144,7 @@ class PrefillEngine(Engine):
                 self.compute(request, *taken)
         if state.terminal:
             self.end(request, {"sent": len(request.get("pages", ()))})
-        return state.terminal
+        return bool(state.terminal)
 
     def compute(self, request: dict[str, Any], pages: list[int], row: int) -> None:
         """Run the model and hand the pages over."""
@@ -188,7 +188,7 @@ class DecodeEngine(Engine):
             self.end(request, {"output": self.llama.decode(first, keys_values, self.settings["tokens"])})
         elif state is KVPoll.Failed:
             self.end(request, {})
-        return state.terminal
+        return bool(state.terminal)
 
 
 def _read_lines(incoming: queue.SimpleQueue[dict[str, Any] | None]) -> None:
