@@ -89,6 +89,20 @@ def test_prefill_opens_after_one_of_two_destinations_has_given_up():
         assert room.release_safe
 
 
+def test_a_destination_that_gives_up_before_init_ends_the_room_for_the_other_one_too():
+    bench, prefill, decodes = two_destinations()
+    second = ask(decodes[1], 5, 5, 6)
+    bench.pump()
+    first = decodes[0].open(5)
+    decodes[0].abort(first, "changed my mind")
+    bench.pump()
+    source = prefill.open(5)
+    bench.pump()
+    for room in (source, second):
+        assert room.failure is not None
+        assert room.failure.message == "changed my mind"
+
+
 def test_a_destination_that_offers_waits_longer_for_the_other_than_one_lease():
     bench, prefill, decodes = two_destinations()
     source = prefill.open(5)

@@ -147,7 +147,9 @@ class World:
         for handle in self.engine.handles:
             if handle.process.alive:
                 self.engine.clear(handle)
-        self._pass(40.0 if self.scenario.rests_long else 9.0)
+        # Long enough for the slowest to find out that a peer is dead.
+        late = max((process.late_s for process in self.living()), default=0.0)
+        self._pass(40.0 if self.scenario.rests_long else 9.0 + 7 * late)
         self._inspector.leaks()
         if self.scenario.faults or self.scenario.net.name != "clean":
             fresh = self.engine.freshly()

@@ -145,6 +145,8 @@ class DecodeMachine(Discovery):
             if not link.exposed:
                 link.peer.rooms.pop(link.life, None)
         if not room.links:  # which ranks it would have needed is not known yet: all of the instance that we know
+            node = self.nodes.get(room.addr)
+            room.destinations = node.destinations if node is not None else 1
             for peer in self.peers.values():
                 if peer.addr == room.addr:
                     self._regret(room, peer, failure)

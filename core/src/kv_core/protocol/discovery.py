@@ -114,7 +114,7 @@ class Discovery(Machine):
             node.route = None
             return
         del node.waiting[room.life]
-        room.destinations = sources.destinations
+        room.destinations = node.destinations = sources.destinations
         for address in addresses:
             peer = self.peers.get(address.instance_id)
             if peer is None:

@@ -57,5 +57,6 @@ class Node:
     resolving: bool = False
     watched: bool = False
     waiting: dict[int, Room] = field(default_factory=dict)  # by life
+    destinations: int = 1  # decode ranks that each of its ranks serves in one room, as far as is known
     retry_s: float = FIRST_RETRY_S
     error: str = ""
