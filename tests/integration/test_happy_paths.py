@@ -315,6 +315,7 @@ def test_warm_up_rooms_move_nothing_and_succeed(pair: Pair):
 
 def test_a_manager_without_peers_is_at_rest(pair: Pair):
     assert_at_rest(pair.prefill)
-    health = pair.prefill.health() | pair.decode.health()
+    health = pair.prefill.health() | pair.decode.health() | {"bootstrap": pair.server.health()}
+    assert all({"alive", "last_progress_age_s", "exceptions"} <= set(thread) for thread in health.values()), health
     assert all(thread["alive"] for thread in health.values()), health
     assert all(not thread["exceptions"] for thread in health.values()), health

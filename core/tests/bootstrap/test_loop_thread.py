@@ -92,7 +92,7 @@ def test_stopped_from_itself_it_does_not_wait_for_itself(complaints):
 def test_never_started_there_is_nothing_to_stop(complaints):
     thread = LoopThread("kv-http-test", complaints)
     assert thread.stop()
-    assert thread.health() == {"alive": False, "progress_age_s": None, "exceptions": 0}
+    assert thread.health() == {"alive": False, "last_progress_age_s": None, "exceptions": 0}
 
 
 def test_complaints_are_all_counted_and_seldom_logged(caplog):

@@ -124,11 +124,11 @@ class LoopThread:
         return self._thread is not None
 
     def health(self) -> dict[str, Any]:
-        """``alive``, ``progress_age_s`` (seconds since the loop last moved on) and ``exceptions`` (survived so far)."""
+        """``alive``, ``last_progress_age_s`` (seconds since the loop last moved on) and ``exceptions`` (survived so far)."""
         thread = self._thread
         alive = thread is not None and thread.is_alive()
         age = max(0.0, monotonic() - self._progress_s) if thread is not None else None
-        return {"alive": alive, "progress_age_s": age, "exceptions": self._complaints.count}
+        return {"alive": alive, "last_progress_age_s": age, "exceptions": self._complaints.count}
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         # Look-ups of names run here. A hanging one can't be ended, so there are enough threads that it delays no other.

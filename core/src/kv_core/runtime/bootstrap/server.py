@@ -109,7 +109,7 @@ class BootstrapServer:
         }
 
     def health(self) -> dict[str, Any]:
-        """The server's thread: ``alive``, ``progress_age_s``, ``exceptions``."""
+        """The server's thread: ``alive``, ``last_progress_age_s``, ``exceptions``."""
         return self._thread.health()
 
     def close(self) -> None:

@@ -115,7 +115,7 @@ class HttpService:
         self._thread.call(self._stop_watch, addr)
 
     def health(self) -> dict[str, Any]:
-        """``alive``, ``progress_age_s`` (seconds since the loop last moved on), ``exceptions`` (survived so far)."""
+        """``alive``, ``last_progress_age_s`` (seconds since the loop last moved on), ``exceptions`` (survived so far)."""
         return self._thread.health()
 
     def snapshot(self) -> dict[str, int]:
