@@ -4,8 +4,8 @@
 
 Seen from the survivor: every affected room fails with its reason in time, none hangs, its pages are given back with
 proof and no byte lands in them afterwards (they rest blank and are looked at before they are used again); it is never
-restarted, and its first request to the restarted peer succeeds within one heartbeat (and the
-same limit again for the request itself) and one retry.
+restarted, and its first request to the restarted peer succeeds with at most one retry, within one heartbeat and the
+time that a failure may take (2 s; 5 s under full load, which ``--load`` makes).
 """
 
 from __future__ import annotations
