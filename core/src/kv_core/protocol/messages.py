@@ -345,5 +345,5 @@ class Codec:
             raise MessageError(f"{len(data)} bytes exceed TransferConfig.max_message_bytes ({self.max_bytes})")
         try:
             return self._decoder.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:  # TypeError: msgspec 0.18
             raise MessageError(f"{len(data)} bytes that are no packet of this protocol: {error}") from error
