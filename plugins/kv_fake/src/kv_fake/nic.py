@@ -14,6 +14,7 @@ turns back. Only then is the sending side shut, too.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
 import secrets
 import socket
@@ -29,6 +30,7 @@ from kv_fake.memory import U64, RegisteredMemory
 from kv_fake.wire import (
     ACCEPTED,
     HEADER_BYTES,
+    LOOPBACK_BUFFER_BYTES,
     PREAMBLE_BYTES,
     REFUSED,
     SEGMENT_BYTES,
@@ -94,8 +96,10 @@ class Nic:
     def open(self, host: str) -> None:
         """Listen on a free port of this host. Raises ``TransportError``."""
         try:
-            family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+            family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
             self._listener = socket.create_server((host, 0), family=family, backlog=1024)
+            if ipaddress.ip_address(address[0]).is_loopback:  # inherited by what it accepts
+                self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LOOPBACK_BUFFER_BYTES)
         except OSError as error:
             raise TransportError(
                 f"can't listen on host {host!r}: {error}. Set TransferConfig.host to an address of this machine",
