@@ -163,12 +163,11 @@ def test_two_hundred_channels_leave_nothing_behind() -> None:
     before = left()
     for _ in range(100):
         open_and_close()
-    # A thread that has been joined is still in the process table for a moment.
+    # A thread that has been joined is still in the process table for a moment; one of the first round's was, perhaps.
     pause, end = threading.Event(), monotonic() + LIMIT_S
-    while left() != before:
+    while any(now > then for now, then in zip(left(), before, strict=True)):
         assert monotonic() < end, f"{left()} instead of {before}"
         pause.wait(0.01)
-    assert left() == before
 
 
 def test_without_descriptors_a_channel_does_not_open_but_an_open_one_goes_on() -> None:

@@ -159,7 +159,11 @@ class BootstrapServer:
             self._http.sweep(now)
 
     async def _end_serving(self) -> None:
-        for server in self._servers:
-            server.close()
+        # asyncio loses a connection that it accepted just before ``close``: the socket would stay open until the garbage
+        # collector finds it. So no more are accepted, those that were are handed over and ended, and then it is closed.
+        for listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener)
         if self._http is not None:
             await self._http.end()
+        for server in self._servers:
+            server.close()
