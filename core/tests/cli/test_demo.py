@@ -127,7 +127,13 @@ def test_a_rank_that_can_not_start_says_why() -> None:
 def endless_demo() -> Iterator[tuple[psutil.Process, list[psutil.Process], subprocess.Popen]]:
     """A demo that would run for long, once both of its ranks are there. Nothing of it is left in the end."""
     command = [*COMMAND, "demo", "--backend", "fake", "--json", *SMALL, "--requests", "200000"]
-    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    # A shell starts what it runs in the background with SIGINT ignored, and its children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         parent = psutil.Process(process.pid)
         ranks: list[psutil.Process] = []
         try:
