@@ -12,11 +12,24 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-PROJECTS := core/pyproject.toml plugins/kv_fake/pyproject.toml
-SOURCES := core/src plugins/kv_fake/src
-CHECKED := $(SOURCES) $(wildcard core/tests plugins/kv_fake/tests tests tools examples benchmarks)
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+PROJECTS := core/pyproject.toml $(PLUGINS:%=%/pyproject.toml)
+SOURCES := core/src $(PLUGINS:%=%/src)
+CHECKED := $(SOURCES) $(wildcard core/tests $(PLUGINS:%=%/tests) tests tools examples benchmarks conftest.py)
+
+# The engines that can be installed from a package index; kv-mori's comes with ROCm. Their versions: pyproject.toml.
+ENGINES ?= nixl mooncake
+ENGINE_STAMPS = $(ENGINES:%=$(STAMPS)/engine-%)
+
+# Processes that share the tests: many tests wait, for a peer or for an installation. A module (or class) of tests is one
+# piece of work, so that its fixtures are made once; the order is that of collection, so that the long ones, which
+# tests/packaging moves to the front, don't come last.
+WORKERS ?= 3
+XDIST := --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 BACKEND ?= fake
+# What the chosen backend needs beyond `run`: its engine, or at least its plugin. An unknown one is told off by kv-core.
+BACKEND_STAMP = $(if $(filter nixl mooncake,$(BACKEND)),$(STAMPS)/engine-$(BACKEND),$(if $(filter mori,$(BACKEND)),$(STAMPS)/plugins))
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 EXAMPLE_ARGS ?=
@@ -24,7 +37,7 @@ SIMULATE_ARGS ?=
 BENCH_ARGS ?=
 LONG_ARGS ?=
 
-.PHONY: help demo test lint format docs example simulate bench kill-rounds soak fuzz black-holes clean
+.PHONY: help demo test lint format docs engines example simulate bench kill-rounds soak fuzz black-holes clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | while IFS=$$'\t' read -r target text; do \
@@ -39,14 +52,25 @@ $(STAMPS)/venv:
 	touch $@
 
 # Core, the embedded backend and what they depend on: nothing else, so that `make demo` is quick on a fresh machine.
-$(STAMPS)/run: $(STAMPS)/venv $(PROJECTS)
+$(STAMPS)/run: $(STAMPS)/venv core/pyproject.toml plugins/kv_fake/pyproject.toml
 	$(PIP) --editable core --editable plugins/kv_fake
 	touch $@
 
+# Every plugin, without its engine: what the checks need, and small.
+$(STAMPS)/plugins: $(STAMPS)/run $(PROJECTS)
+	$(PIP) $(PLUGINS:%=--editable %)
+	touch $@
+
 # Dependency groups need a newer pip than some Pythons bring along.
-$(STAMPS)/dev: $(STAMPS)/run pyproject.toml
+$(STAMPS)/dev: $(STAMPS)/plugins pyproject.toml
 	$(PIP) 'pip>=25.1'
 	$(PIP) --group pyproject.toml:dev
+	touch $@
+
+# An engine and the system libraries that it needs; the script says what to do where it can't be had.
+$(STAMPS)/engine-%: $(STAMPS)/plugins pyproject.toml tools/engines.py
+	$(PIP) 'pip>=25.1'
+	$(BIN)/python tools/engines.py $*
 	touch $@
 
 $(STAMPS)/example: $(STAMPS)/run pyproject.toml
@@ -57,14 +81,17 @@ $(STAMPS)/example: $(STAMPS)/run pyproject.toml
 
 # --- what is run ------------------------------------------------------------------------------------------------------
 
-demo: $(STAMPS)/run ## Move pages from a prefill to a decode process and compare every byte (BACKEND, DEMO_ARGS)
+engines: $(ENGINE_STAMPS) ## Install the engines that can be had from a package index (ENGINES="nixl mooncake")
+
+demo: $(STAMPS)/run $(BACKEND_STAMP) ## Move pages from a prefill to a decode process and compare every byte (BACKEND, DEMO_ARGS)
 	$(BIN)/kv-core demo --backend $(BACKEND) $(DEMO_ARGS)
 
 # The example's model needs a pinned torch build, which there is for Python 3.11 only; elsewhere its test says so and skips.
 EXAMPLE_STAMP := $(if $(filter 3.11,$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')),$(STAMPS)/example)
 
-test: $(STAMPS)/dev $(EXAMPLE_STAMP) ## Run every test (PYTEST_ARGS)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# The tests of the plugins skip where their engine is missing; KV_ENGINES says which have to be there, and one test holds that.
+test: $(STAMPS)/dev $(EXAMPLE_STAMP) $(ENGINE_STAMPS) ## Run every test (PYTEST_ARGS, WORKERS, ENGINES)
+	KV_ENGINES="$(ENGINES)" $(BIN)/python -m pytest $(XDIST) $(PYTEST_ARGS)
 
 lint: $(STAMPS)/dev ## Formatting, lint, types, import rules, house rules
 	$(BIN)/ruff check
@@ -81,13 +108,13 @@ format: $(STAMPS)/dev ## Format, and mend what ruff can mend by itself
 	$(BIN)/ruff check --fix-only --exit-zero
 	$(BIN)/ruff format
 
-example: $(STAMPS)/example ## Generate text across two processes with a real model; compare with one process (BACKEND, EXAMPLE_ARGS)
+example: $(STAMPS)/example $(BACKEND_STAMP) ## Generate text across two processes with a real model; compare with one process (BACKEND, EXAMPLE_ARGS)
 	$(BIN)/python examples/generate.py --backend $(BACKEND) $(EXAMPLE_ARGS)
 
 simulate: $(STAMPS)/dev ## Run seeded schedules with faults against the protocol, in virtual time (SIMULATE_ARGS)
 	$(BIN)/python -m core.tests.simulation --seeds 20000 --mutants $(SIMULATE_ARGS)
 
-bench: $(STAMPS)/dev ## Measure goodput and the engine thread's time; docs/benchmarks.md explains (BENCH_ARGS)
+bench: $(STAMPS)/dev $(ENGINE_STAMPS) ## Measure goodput and the engine thread's time; docs/benchmarks.md explains (BENCH_ARGS, ENGINES)
 	$(BIN)/python -m benchmarks.bench $(BENCH_ARGS)
 
 kill-rounds: $(STAMPS)/dev ## Long: kill prefill and decode in the middle of traffic, again and again (LONG_ARGS)

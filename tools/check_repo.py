@@ -32,6 +32,10 @@ SKIPPED = {"__pycache__", "build", "dist"}
 # Backends that core must not name, whether or not their plugin is in this repository yet.
 KNOWN_BACKENDS = ("fake", "mooncake", "mori", "nixl")
 
+# Distributions that no wheel of ours may ask for unless by an extra: which one fits depends on the machine, and torch comes
+# along with some of them.
+ENGINES = re.compile(r"(?:torch|nixl|mooncake|amd-mori|mori|cuda|cupy|nvidia|pycuda)(?![a-z])", re.IGNORECASE)
+
 # Put together here, so that this file doesn't find itself.
 LEFTOVER = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" + "XX")) + r")\b")
 
@@ -106,6 +110,22 @@ def _assignments(tree: ast.Module, name: str) -> Iterator[tuple[int, ast.expr | 
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             if any(isinstance(target, ast.Name) and target.id == name for target in targets):
                 yield node.lineno, node.value
+
+
+def check_distribution(root: Path, path: Path, table: dict[str, Any]) -> Iterator[Finding]:
+    """What every distribution has, what a test folder must not have, and engines that are not asked for by an extra."""
+    name, folder = str(path.relative_to(root)), path.parent
+    module = str(table.get("name", "")).replace("-", "_")
+    for part in ("README.md", "tests", f"src/{module}/py.typed"):
+        if not (folder / part).exists():
+            yield Finding(name, 1, "distribution", f"{part} is missing beside it")
+    for marker in sorted((folder / "tests").rglob("__init__.py")):
+        if marker.parent.name == "tests":
+            yield Finding(str(marker.relative_to(root)), 1, "distribution", "a test folder is no package: delete it")
+    for requirement in table.get("dependencies", []):
+        if ENGINES.match(requirement):
+            text = f"{requirement!r} belongs in an extra: the plugin has to be installable, and to say what is missing, without"
+            yield Finding(name, 1, "engine-by-extra", text)
 
 
 def check_file(root: Path, path: Path, backends: set[str]) -> Iterator[Finding]:
@@ -190,6 +210,8 @@ def check(root: Path) -> list[Finding]:
     """Every finding in the workspace at `root`, sorted."""
     tables = projects(root)
     findings = [*check_versions(root, tables), *check_version_attribute(root)]
+    for path, table in tables.items():
+        findings += check_distribution(root, path, table)
     backends = backend_names(tables.values())
     for path in python_files(root):
         findings += check_file(root, path, backends)

@@ -35,8 +35,11 @@ def workspace(tmp_path: Path) -> Path:
     ):
         source = tmp_path / folder / "src" / module
         source.mkdir(parents=True)
+        (source / "py.typed").touch()
+        (tmp_path / folder / "tests").mkdir()
+        (tmp_path / folder / "README.md").touch()
         (tmp_path / folder / "pyproject.toml").write_text(
-            f'[project]\nname = "{dist}"\nversion = "1.2.3"\n{extra}', encoding="utf-8"
+            f'[project]\nname = "{dist}"\nversion = "1.2.3"\ndependencies = []\n{extra}', encoding="utf-8"
         )
         (source / "__init__.py").write_text(
             f'from importlib.metadata import version\n\n__version__ = version("{dist}")\n', encoding="utf-8"
@@ -104,6 +107,32 @@ def test_unequal_versions_are_found(check_repo: ModuleType, workspace: Path) -> 
     assert (finding.path, finding.rule) == ("plugins/kv_other/pyproject.toml", "versions")
     assert "1.2.4" in finding.text
     assert "1.2.3" in finding.text
+
+
+@pytest.mark.parametrize("requirement", ["torch", "torch>=2", "nixl", "nixl-cu12==1.5.1", "mooncake-transfer-engine"])
+def test_an_engine_that_is_required_is_found(check_repo: ModuleType, workspace: Path, requirement: str) -> None:
+    project = workspace / "plugins/kv_other/pyproject.toml"
+    text = project.read_text(encoding="utf-8").replace("dependencies = []", f'dependencies = ["{requirement}"]')
+    project.write_text(text, encoding="utf-8")
+    assert rules(check_repo, workspace) == ["engine-by-extra"]
+
+
+def test_an_engine_in_an_extra_is_allowed(check_repo: ModuleType, workspace: Path) -> None:
+    project = workspace / "plugins/kv_other/pyproject.toml"
+    text = project.read_text(encoding="utf-8").replace("dependencies = []", 'dependencies = ["kv-core", "torchless"]')
+    project.write_text(f'{text}[project.optional-dependencies]\ngpu = ["torch"]\n', encoding="utf-8")
+    assert check_repo.check(workspace) == []
+
+
+@pytest.mark.parametrize("part", ["README.md", "src/kv_other/py.typed"])
+def test_a_missing_part_is_found(check_repo: ModuleType, workspace: Path, part: str) -> None:
+    (workspace / "plugins/kv_other" / part).unlink()
+    assert rules(check_repo, workspace) == ["distribution"]
+
+
+def test_a_test_folder_that_is_a_package_is_found(check_repo: ModuleType, workspace: Path) -> None:
+    (workspace / "plugins/kv_other/tests/__init__.py").touch()
+    assert rules(check_repo, workspace) == ["distribution"]
 
 
 @pytest.mark.parametrize("source", ['__version__ = "1.2.3"\n', "x = 1\n"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PLUGINS = ("kv_fake", "kv_mooncake", "kv_mori", "kv_nixl")
 LAYERS = ("contract", "protocol", "layout", "runtime", "registry", "observe", "events", "cli")
 
 
@@ -18,7 +19,7 @@ LAYERS = ("contract", "protocol", "layout", "runtime", "registry", "observe", "e
 def packages(tmp_path: Path) -> Path:
     """Empty packages of the workspace's names, with the workspace's contracts."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for package in ("kv_fake", "kv_core", *(f"kv_core/{layer}" for layer in LAYERS)):
+    for package in (*PLUGINS, "kv_core", *(f"kv_core/{layer}" for layer in LAYERS)):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").touch()
     return tmp_path
@@ -57,6 +58,30 @@ def test_a_forbidden_import_is_refused(packages: Path, place: str, statement: st
     ran = lint_imports(packages)
     assert ran.returncode == 1, ran.stdout
     assert expected in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("plugin", "statement", "expected"),
+    [
+        ("kv_nixl", "from kv_core.runtime import anything", "kv_nixl.wrong -> kv_core.runtime"),
+        ("kv_fake", "import kv_core.protocol", "kv_fake.wrong -> kv_core.protocol"),
+        ("kv_mori", "import kv_core.registry", "kv_mori.wrong -> kv_core.registry"),
+        ("kv_mooncake", "import kv_fake", "kv_mooncake is not allowed to import kv_fake"),
+        ("kv_fake", "import kv_nixl", "kv_fake is not allowed to import kv_nixl"),
+    ],
+)
+def test_a_plugin_that_reaches_too_far_is_refused(packages: Path, plugin: str, statement: str, expected: str) -> None:
+    (packages / plugin / "wrong.py").write_text(f"{statement}\n", encoding="utf-8")
+    ran = lint_imports(packages)
+    assert ran.returncode == 1, ran.stdout
+    assert expected in ran.stdout
+
+
+def test_a_plugin_may_use_the_public_names_and_the_contract(packages: Path) -> None:
+    (packages / "kv_core/__init__.py").write_text("import kv_core.runtime\n", encoding="utf-8")
+    (packages / "kv_nixl/fine.py").write_text("import kv_core\nimport kv_core.contract\n", encoding="utf-8")
+    ran = lint_imports(packages)
+    assert ran.returncode == 0, ran.stdout
 
 
 def test_a_package_without_a_place_is_refused(packages: Path) -> None:

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.packaging.environments import (
     INSTALL_LIMIT_S,
-    OLDEST,
-    PYTHONS,
     ROOT,
-    RUNNING,
     Clean,
     build_clean,
     distributions,
     find_python,
+    locked,
     pip,
     succeed,
 )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, the longest ones come first, so that nobody waits for them at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: "tests/packaging/" not in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The wheel of each distribution, built from its own source distribution."""
+    """The wheel of each distribution, built from its own source distribution, once for all processes of this run."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "wheels"
+
+    def build(name: str, folder: Path) -> None:
+        command = (sys.executable, "-m", "build", "--no-isolation", "--outdir", shared / name, folder)
+        succeed(*command, cwd=ROOT, timeout=INSTALL_LIMIT_S)
+
+    shared.mkdir(exist_ok=True)
+    with locked(shared / "lock"), ThreadPoolExecutor(2) as pool:
+        missing = {name: folder for name, folder in distributions().items() if not (shared / name).exists()}
+        list(pool.map(build, missing, missing.values()))
     built = {}
-    for name, folder in distributions().items():
-        out = tmp_path_factory.mktemp(f"dist-{name}")
-        build = (sys.executable, "-m", "build", "--no-isolation", "--outdir", out, folder)
-        succeed(*build, cwd=ROOT, timeout=INSTALL_LIMIT_S)
-        (built[name],) = out.glob("*.whl")
+    for name in distributions():
+        (built[name],) = (shared / name).glob("*.whl")
     return built
 
 
@@ -51,34 +65,18 @@ def clean_for(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     return get
 
 
-@pytest.fixture(scope="session", params=(*PYTHONS, OLDEST))
+@pytest.fixture
 def clean(request: pytest.FixtureRequest, clean_for: Callable[[str], Clean]) -> Clean:
-    return clean_for(request.param)
+    """The environment that the test's class is about."""
+    return clean_for(request.cls.environment)
 
 
-@pytest.fixture(scope="session")
-def test_tools(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Clean], Path]:
+@pytest.fixture
+def tools(clean: Clean, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pytest and its plugins for an environment, beside it and not in it."""
-    made: dict[str, Path] = {}
-
-    def get(clean: Clean) -> Path:
-        if clean.name not in made:
-            folder = tmp_path_factory.mktemp(f"tools{clean.name}")
-            tools = ("pytest>=8.2", "pytest-timeout>=2.3", "hypothesis>=6.100")
-            pip(clean.python, "install", "--no-compile", "--target", folder, *tools, cwd=folder)
-            made[clean.name] = folder
-        return made[clean.name]
-
-    return get
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say on which Pythons the wheels were tested, and on which not: a skip is easily overlooked."""
-    ran = any("tests/packaging" in report.nodeid for report in terminalreporter.stats.get("passed", []))
-    if ran:
-        found = [version for version in PYTHONS if find_python(version)]
-        missing = [version for version in PYTHONS if version not in found]
-        terminalreporter.write_line(
-            f"wheels tested on {len(found)} of {len(PYTHONS)} Pythons: {', '.join(found)} (running: {RUNNING})"
-            + (f"; missing: {', '.join(missing)}" if missing else "")
-        )
+    if clean.tools is None:
+        folder = tmp_path_factory.mktemp(f"tools{clean.name}")
+        wanted = ("pytest>=8.2", "pytest-timeout>=2.3", "hypothesis>=6.100")
+        pip(clean.python, "install", "--no-compile", "--target", folder, *wanted, cwd=folder)
+        clean.tools = folder
+    return clean.tools

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,14 @@ def pip(python: Path | str, *arguments: str | Path, cwd: Path) -> str:
     return succeed(*command, cwd=cwd, timeout=INSTALL_LIMIT_S)
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that the worker processes of one test run share."""
+    with path.open("w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @functools.cache
 def find_python(name: str) -> Path | None:
     """An interpreter for this environment (``3.12``): the running one, one of pyenv's, or one on PATH."""
@@ -72,6 +83,11 @@ def find_python(name: str) -> Path | None:
         if candidate.exists() and run(candidate, "-c", probe, cwd=Path("/")).stdout.strip() == version:
             return candidate
     return None
+
+
+def newest_python() -> str:
+    """The newest of ``PYTHONS`` on this machine; the running one is always there."""
+    return [version for version in PYTHONS if version == RUNNING or find_python(version)][-1]
 
 
 def distributions() -> dict[str, Path]:
@@ -101,6 +117,7 @@ class Clean:
     name: str
     python: Path
     home: Path
+    tools: Path | None = None
     facts_alone: dict[str, subprocess.CompletedProcess[str]] = field(default_factory=dict)
 
     @property
@@ -112,6 +129,11 @@ class Clean:
     def command(self) -> Path:
         """The installed ``kv-core`` command."""
         return self.python.parent / "kv-core"
+
+    @property
+    def site_packages(self) -> Path:
+        """Where the wheels were unpacked."""
+        return self.home / f"venv/lib/python{self.version}/site-packages"
 
     def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
         """Run a command from an empty folder."""

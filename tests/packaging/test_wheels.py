@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import email
 import email.message
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
-from tests.packaging.environments import distributions, project
+from tests.packaging.environments import ROOT, distributions, project
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 def metadata(wheel: Path) -> email.message.Message:
@@ -44,7 +51,9 @@ def test_the_metadata_is_what_the_project_says(wheels: dict[str, Path], distribu
     assert found["Name"] == distribution
     assert found["Version"] == table["version"]
     assert found["Requires-Python"] == ">=3.10"
-    assert len(found.get_all("Requires-Dist", [])) == len(table["dependencies"])
+    requirements = [Requirement(text) for text in found.get_all("Requires-Dist", [])]
+    assert len([one for one in requirements if "extra" not in str(one.marker)]) == len(table["dependencies"])
+    assert set(found.get_all("Provides-Extra", [])) == set(table.get("optional-dependencies", {}))
 
 
 def test_all_distributions_have_one_version(wheels: dict[str, Path]) -> None:
@@ -57,10 +66,23 @@ def test_the_embedded_backend_needs_nothing_but_core(wheels: dict[str, Path]) ->
     assert requirement.startswith("kv-core")
 
 
-def test_a_plugin_announces_itself_in_the_entry_point_group(wheels: dict[str, Path]) -> None:
-    files = read_all(wheels["kv-fake"])
-    (entry_points,) = [data for name, data in files.items() if name.endswith(".dist-info/entry_points.txt")]
-    assert entry_points.decode().split("\n")[:2] == ["[kv_core.backends]", "fake = kv_fake"]
+def test_the_tested_engines_are_ones_that_the_plugins_extras_allow(wheels: dict[str, Path]) -> None:
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
+    pins = [Requirement(text) for name, group in groups.items() if name.startswith("engine-") for text in group]
+    assert len(pins) >= 4
+    versions = {pin.name: next(iter(pin.specifier)).version for pin in pins}
+    stated = [Requirement(text) for wheel in wheels.values() for text in metadata(wheel).get_all("Requires-Dist", [])]
+    stated = [one for one in stated if one.name in versions]
+    assert {"nixl", "mooncake-transfer-engine-non-cuda"} <= {one.name for one in stated}
+    for one in stated:
+        assert one.specifier.contains(versions[one.name]), f"{one} does not allow the tested {versions[one.name]}"
+
+
+@pytest.mark.parametrize("name", ["fake", "mooncake", "mori", "nixl"])
+def test_a_plugin_announces_itself_in_the_entry_point_group(wheels: dict[str, Path], name: str) -> None:
+    files = read_all(wheels[f"kv-{name}"])
+    (entry_points,) = [data for path, data in files.items() if path.endswith(".dist-info/entry_points.txt")]
+    assert f"[kv_core.backends]\n{name} = kv_{name}" in entry_points.decode()
 
 
 def test_core_brings_the_command_and_no_backend(wheels: dict[str, Path]) -> None:
