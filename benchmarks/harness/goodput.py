@@ -1,19 +1,28 @@
-"""Bytes per second, and what they cost: kv-core over a backend against a plain socket, and the transport alone."""
+"""Bytes per second, and what they cost: kv-core over a backend, its transport alone, and the yardstick.
+
+The yardstick is the engine itself where the backend has one, else a plain socket. Over an engine the socket is shown as
+well, in some cells.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 from benchmarks.harness.figures import Spread
 from benchmarks.harness.memory import Shape
 from benchmarks.harness.ranks import Pair, RankFailed
+from benchmarks.harness.ways import yardstick
 from benchmarks.harness.work import Work
 
-WAYS = ("socket", "core", "transport")
 BUFFERS, ITEM_BYTES = 64, 32_768
 VERIFIED_PAGES = 16
+CELL_S = 60.0
+"""A cell that has taken so long gets no further round, if it had two."""
+SOCKET_PAGES = 64
+"""Beside an engine the socket is measured with rooms of so many pages, one in flight."""
 
 
 @dataclass(frozen=True)
@@ -29,68 +38,103 @@ class Cell:
         return max(self.concurrency, round(target_bytes / (self.pages * shape.page_bytes)))
 
 
-FULL = tuple(
-    [Cell(pages, concurrency) for pages in (8, 64, 256) for concurrency in (1, 8, 32)]
-    + [Cell(64, concurrency, "contiguous") for concurrency in (1, 8)]
-)
-QUICK = (Cell(8, 8), Cell(64, 1), Cell(64, 8), Cell(64, 8, "contiguous"))
-FULL_POOLS, QUICK_POOLS = (512, 2_048), (256, 768)
-"""Pages of the prefill and of the decode process: 64 x 32 KiB = 2 MiB each, so 5 GiB and 2 GiB in all."""
-FULL_BYTES, QUICK_BYTES = 1_500_000_000, 1_000_000_000
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured. ``pools``: pages of the prefill and of the decode process, 2 MiB each."""
+
+    cells: tuple[Cell, ...]
+    pools: tuple[int, int]
+    target_bytes: int
 
 
-def run(pair: Pair, *, quick: bool, rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def _grid(sizes: Sequence[int]) -> list[Cell]:
+    return [Cell(pages, concurrency) for pages in sizes for concurrency in (1, 8, 32)]
+
+
+EXTENTS = {
+    "socket": Extent(
+        (*_grid((8, 64, 256)), *(Cell(64, concurrency, "contiguous") for concurrency in (1, 8))),
+        (512, 2_048), 1_500_000_000,
+    ),
+    "raw": Extent((*_grid((8, 64, 256, 1_024)), Cell(64, 8, "contiguous")), (1_024, 2_048), 1_500_000_000),
+}  # fmt: skip
+"""By yardstick. 5 GiB and 6 GiB of pages; of 1,024 pages, and 32 rooms in flight, they overlap."""
+QUICK_EXTENTS = {
+    "socket": Extent((Cell(8, 8), Cell(64, 1), Cell(64, 8), Cell(64, 8, "contiguous")), (256, 768), 1_000_000_000),
+    "raw": Extent(
+        (Cell(8, 1), Cell(8, 8), Cell(64, 1), Cell(64, 8), Cell(256, 8), Cell(64, 8, "contiguous")),
+        (256, 768), 500_000_000,
+    ),
+}  # fmt: skip
+
+
+def run(
+    pair: Pair, backend: str, *, quick: bool, rounds: int, options: dict[str, Any], tell: Callable[[str], None]
+) -> dict[str, Any]:
     """Measure every cell ``rounds`` times in each way, the ways in turn, every second round in the opposite order."""
-    pools = QUICK_POOLS if quick else FULL_POOLS
+    base = yardstick(backend)
+    extent = (QUICK_EXTENTS if quick else EXTENTS)[base]
+    pools = extent.pools
     sizes = {role: {"pages": pages} for role, pages in zip(pair.ROLES, pools, strict=True)}
     tell(f"goodput: allocating {sum(pools) * BUFFERS * ITEM_BYTES / 2**30:.1f} GiB")
     pair.command("memory", name="pages", buffers=BUFFERS, item_bytes=ITEM_BYTES, by_role=sizes)
-    for way in WAYS:
-        pair.open(way, way, "pages")
-    verify(pair, pools)
+    ways = (base, "core", "transport")
+    opened = dict.fromkeys((*ways, "socket"))
+    for way in opened:
+        pair.open(way, way, "pages", **(options if way in ("core", "transport") else {}))
+        verify(pair, way, pools)
     shape = Shape(BUFFERS, pools[0], ITEM_BYTES)
     rows = []
-    for cell in QUICK if quick else FULL:
+    for cell in extent.cells:
         tell(f"goodput: {cell.pages} pages, {cell.pattern}, {cell.concurrency} in flight")
-        rows.append(measure(pair, cell, shape, QUICK_BYTES if quick else FULL_BYTES, rounds))
-    for way in WAYS:
+        beside = base != "socket" and cell.pages == SOCKET_PAGES and cell.concurrency == 1
+        compared = (*ways, "socket") if beside else ways
+        rows.append(measure(pair, cell, compared, shape, extent.target_bytes, rounds))
+    for way in opened:
         pair.close(way)
-    return {"buffers": BUFFERS, "item_bytes": ITEM_BYTES, "pool_pages": pools, "rounds": rounds, "cells": rows}
+    return {
+        "yardstick": base, "ways": list(opened), "buffers": BUFFERS, "item_bytes": ITEM_BYTES, "pool_pages": pools,
+        "rounds": rounds, "fabric": rows[0].pop("fabric"), "cells": rows,
+    }  # fmt: skip
 
 
-def verify(pair: Pair, pools: tuple[int, int]) -> None:
-    """One room in each way and pattern, every byte compared."""
-    for way in WAYS:
-        for pattern in ("random", "contiguous"):
-            pair.run(way, Work(VERIFIED_PAGES, 1, pattern=pattern))
-            wrong = pair.command("verify", name=way, pages=VERIFIED_PAGES, pattern=pattern, pools=pools)["decode"]
-            if wrong:
-                raise RankFailed(f"{way}: {wrong} of {VERIFIED_PAGES} {pattern} pages are wrong")
+def verify(pair: Pair, way: str, pools: tuple[int, int]) -> None:
+    """One room in each pattern, every byte compared."""
+    for pattern in ("random", "contiguous"):
+        pair.run(way, Work(VERIFIED_PAGES, 1, pattern=pattern))
+        wrong = pair.command("verify", name=way, pages=VERIFIED_PAGES, pattern=pattern, pools=pools)["decode"]
+        if wrong:
+            raise RankFailed(f"{way}: {wrong} of {VERIFIED_PAGES} {pattern} pages are wrong")
 
 
-def measure(pair: Pair, cell: Cell, shape: Shape, target_bytes: int, rounds: int) -> dict[str, Any]:
-    """One cell. ``ratio``: the share of the socket's goodput, each round's pair by itself."""
+def measure(
+    pair: Pair, cell: Cell, ways: tuple[str, ...], shape: Shape, target_bytes: int, rounds: int
+) -> dict[str, Any]:
+    """One cell. ``ratio``: the share of the first way's goodput, each round's pair by itself."""
     rooms = cell.rooms(shape, target_bytes)
     nbytes = rooms * cell.pages * shape.page_bytes
     work = Work(cell.pages, rooms, cell.concurrency, cell.pattern)
-    taken: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
-    for number in range(rounds):
-        for way in WAYS if number % 2 == 0 else reversed(WAYS):
+    taken: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    start, base, number = monotonic(), ways[0], 0
+    while number < rounds and (number < 2 or monotonic() - start < CELL_S):
+        for way in ways if number % 2 == 0 else reversed(ways):
             taken[way].append(pair.run(way, work))
-    rates = {way: [nbytes / one["elapsed_s"] / 1e9 for one in taken[way]] for way in WAYS}
+        number += 1
+    rates = {way: [nbytes / one["elapsed_s"] / 1e9 for one in taken[way]] for way in ways}
     return {
         "pages": cell.pages, "pattern": cell.pattern, "concurrency": cell.concurrency, "rooms": rooms, "bytes": nbytes,
-        "over_socket_us": Spread.of(_differences(taken["core"], taken["socket"], rooms)),
-        "room_ms": {way: Spread.of([one["elapsed_s"] / rooms * 1e3 for one in taken[way]]) for way in WAYS},
-        "rate": {way: Spread.of(rates[way]) for way in WAYS},
-        "ratio": {way: Spread.of(_quotients(rates[way], rates["socket"])) for way in WAYS[1:]},
+        "rounds": number, "fabric": taken["transport"][0]["sides"]["prefill"]["fabric"],
+        "over_us": Spread.of(_differences(taken["core"], taken[base], rooms)),
+        "room_ms": {way: Spread.of([one["elapsed_s"] / rooms * 1e3 for one in taken[way]]) for way in ways},
+        "rate": {way: Spread.of(rates[way]) for way in ways},
+        "ratio": {way: Spread.of(quotients(rates[way], rates[base])) for way in ways[1:]},
         "cpu_s_per_gb": {
             way: {
                 role: Spread.of([one["cpu_s"][role] / nbytes * 1e9 for one in taken[way]]).median for role in pair.ROLES
             }
-            for way in WAYS
+            for way in ways
         },
-        "others_busy": Spread.of([one["others_busy"] for way in WAYS for one in taken[way]]),
+        "others_busy": Spread.of([one["others_busy"] for way in ways for one in taken[way]]),
     }  # fmt: skip
 
 
@@ -99,5 +143,6 @@ def _differences(these: Sequence[dict[str, Any]], those: Sequence[dict[str, Any]
     return [(a["elapsed_s"] - b["elapsed_s"]) / rooms * 1e6 for a, b in zip(these, those, strict=True)]
 
 
-def _quotients(these: Sequence[float], those: Sequence[float]) -> list[float]:
+def quotients(these: Sequence[float], those: Sequence[float]) -> list[float]:
+    """Each divided by its counterpart."""
     return [a / b for a, b in zip(these, those, strict=True)]

@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.harness.goodput import BUFFERS, ITEM_BYTES
 from benchmarks.harness.ranks import Pair
 from benchmarks.harness.rooms import KEEN_PASS_S
+from benchmarks.harness.ways import yardstick
 from benchmarks.harness.work import Work
 
 PAGES = 4
@@ -18,15 +19,17 @@ SHORT_S = 0.000_5
 """The switch interval that TransferConfig recommends for busy engines; Python's own is 0.005."""
 
 
-def run(pair: Pair, *, quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Each case in its own pair of managers, one room at a time; and one at a time through the plain socket."""
+def run(
+    pair: Pair, backend: str, *, quick: bool, options: dict[str, Any], tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Each case in its own pair of managers, one room at a time; and one at a time through the yardstick."""
     pair.command("memory", name="pages", buffers=BUFFERS, item_bytes=ITEM_BYTES, pages=POOL_PAGES)
     rooms = 40 if quick else 150
     rows = []
     for busy in (False, True):
         for interval in (None, SHORT_S):
             tell(f"latency: engine thread {'busy' if busy else 'idle'}, switch interval {interval or 'default'}")
-            pair.open("latency", "core", "pages", switch_interval_s=interval)
+            pair.open("latency", "core", "pages", switch_interval_s=interval, **options)
             pair.run("latency", Work(PAGES, 3, patient=True, busy=busy))
             work = Work(PAGES, rooms, patient=True, busy=busy, stamps=True, idle_s=KEEN_PASS_S)
             result = pair.run("latency", work)
@@ -35,12 +38,15 @@ def run(pair: Pair, *, quick: bool, tell: Callable[[str], None]) -> dict[str, An
                 {"busy": busy, "switch_interval_s": interval, "rooms": rooms, "others_busy": result["others_busy"]}
                 | _milliseconds(result)
             )
-    pair.open("plain", "socket", "pages")
+    base = yardstick(backend)
+    pair.open("plain", base, "pages")
     pair.run("plain", Work(PAGES, 3))
     plain = pair.run("plain", Work(PAGES, rooms))
     pair.close("plain")
     nbytes = PAGES * BUFFERS * ITEM_BYTES
-    return {"bytes": nbytes, "cases": rows, "socket_ms": round(plain["elapsed_s"] / rooms * 1e3, 3)}
+    return {
+        "bytes": nbytes, "cases": rows, "yardstick": base, "yardstick_ms": round(plain["elapsed_s"] / rooms * 1e3, 3),
+    }  # fmt: skip
 
 
 def _milliseconds(result: dict[str, Any]) -> dict[str, float]:

@@ -92,3 +92,12 @@ def page_sets(pool: int, pages: int, slots: int, pattern: str, seed: int) -> lis
         order = rng.permutation(pool)[: pages * slots]
         return list(order.reshape(slots, pages))
     return [rng.permutation(pool)[:pages] for _ in range(slots)]
+
+
+def runs(
+    mine: npt.NDArray[np.int64], theirs: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+    """Positions at which pages cease to be neighbours on both sides, and the number of pages from each to the next."""
+    breaks = (np.diff(mine) != 1) | (np.diff(theirs) != 1)
+    first = np.concatenate(([0], np.flatnonzero(breaks) + 1))
+    return first, np.diff(np.append(first, len(mine)))

@@ -1,4 +1,4 @@
-"""One of the two processes: ``python -m benchmarks.harness.rank_main prefill|decode BACKEND``.
+"""One of the processes: ``python -m benchmarks.harness.rank_main prefill|decode BACKEND``.
 
 Commands and answers are lines of JSON on standard input and output.
 """
@@ -10,14 +10,12 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 from benchmarks.harness.figures import cpu_seconds
 from benchmarks.harness.memory import Memory, Shape, page_sets
 from benchmarks.harness.way_core import CoreWay
-from benchmarks.harness.way_socket import SocketWay
-from benchmarks.harness.way_transport import TransportWay
+from benchmarks.harness.ways import make_way
 from benchmarks.harness.work import Way, Work
 
 
@@ -37,12 +35,7 @@ class Rank:
     def open(self, name: str, kind: str, memory: str, options: dict[str, Any]) -> dict[str, Any]:
         """Set up this side of a way."""
         pool = self._memories[memory]
-        make: dict[str, Callable[[], Way]] = {
-            "core": lambda: CoreWay(pool, self._backend, source=self._source),
-            "transport": lambda: TransportWay(pool, self._backend, source=self._source),
-            "socket": lambda: SocketWay(pool, source=self._source),
-        }
-        way = make[kind]()
+        way = make_way(kind, pool, self._backend, source=self._source)
         self._ways[name] = (way, pool)
         return way.open(options)
 
@@ -54,6 +47,12 @@ class Rank:
         """Measure."""
         before = cpu_seconds()
         return self._ways[name][0].run(Work(**work)) | {"cpu_before": before}
+
+    def held(self, name: str, what: str, **arguments: Any) -> Any:
+        """One of ``HeldRooms``' methods, on a way that is kv-core."""
+        way = self._ways[name][0]
+        assert isinstance(way, CoreWay), "only kv-core has rooms"
+        return getattr(way.held, what)(**arguments)
 
     def cpu(self) -> float:
         """Processor time so far."""

@@ -7,10 +7,13 @@ from typing import Any
 
 from benchmarks.harness.figures import Spread
 from benchmarks.harness.ranks import Pair
+from benchmarks.harness.ways import yardstick
 from benchmarks.harness.work import Work
 
 SMALL: dict[str, Any] = {"buffers": 64, "pages": 2_048, "item_bytes": 64}
 """A pool of tiny pages: what is measured is the room, not its bytes."""
+QUEUEING: dict[str, Any] = {"buffers": 64, "pages": 256, "item_bytes": 32_768}
+"""A room of one page has 2 MiB: the engine's thread goes round faster than these are moved."""
 ENGINE_PASS_S = 0.001
 KEEN_PASS_S = 0.000_2
 """Where the time until a room has ended is what counts, the engine looks as often as this."""
@@ -18,24 +21,28 @@ HOLD_S = 0.05
 MANY = 1_000
 
 
-def calls(pair: Pair, *, quick: bool, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+def calls(
+    pair: Pair, backend: str, *, quick: bool, options: dict[str, Any], tell: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """Microseconds of each call on the engine's thread, with 1 and with 1,000 rooms in flight, one page each.
 
-    With 1,000 in flight every transfer is held back for 50 ms by the transport, so that they really are in flight.
-    Backends without a fault script are measured with 1 room only.
+    With 1,000 in flight something has to keep them there. Where the transport has a fault script, it holds back each
+    transfer's bytes for 50 ms; elsewhere the pages have 32 KiB, so that rooms queue up behind the engine.
     """
-    pair.command("memory", name="small", **SMALL)
+    scripted = yardstick(backend) == "socket"
+    pair.command("memory", name="small", **(SMALL if scripted else QUEUEING))
     rows = []
-    plans = [(1, 200 if quick else 1_000, {}), (MANY, 1_500 if quick else 4_000, held())]
-    for concurrency, rooms, options in plans:
+    plans = [(1, 200 if quick else 1_000, {}), (MANY, 1_500 if quick else 4_000, held() if scripted else {})]
+    for concurrency, rooms, more in plans:
         tell(f"calls: {concurrency} in flight")
-        pair.open("calls", "core", "small", **options)
+        pair.open("calls", "core", "small", **options, **more)
         pair.run("calls", Work(1, concurrency, concurrency, idle_s=ENGINE_PASS_S, patient=True))
         result = pair.run("calls", Work(1, rooms, concurrency, idle_s=ENGINE_PASS_S, patient=True))
         pair.close("calls")
         rows.append(
             {
                 "concurrency": concurrency, "rooms": rooms, "others_busy": result["others_busy"],
+                "room_bytes": (SMALL if scripted else QUEUEING)["item_bytes"] * SMALL["buffers"],
                 "sides": {
                     role: {"calls": side["calls"], "in_flight": side["fullest"]}
                     for role, side in result["sides"].items()
@@ -51,10 +58,12 @@ def held() -> dict[str, Any]:
     return {"options": {"prefill": {"faults": [fault]}, "decode": {}}}
 
 
-def control(pair: Pair, *, quick: bool, rounds: int, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+def control(
+    pair: Pair, *, quick: bool, rounds: int, options: dict[str, Any], tell: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """Rooms through the whole protocol as fast as they go: without pages, and with one tiny page."""
     pair.command("memory", name="small", **SMALL)
-    pair.open("control", "core", "small")
+    pair.open("control", "core", "small", **options)
     pair.run("control", Work(1, 64, 32, idle_s=KEEN_PASS_S))
     rows = []
     for pages in (0, 1):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from benchmarks.harness.figures import Spread
 
+NAMES = {"socket": "socket", "raw": "engine", "core": "kv-core", "transport": "transport", "sync": "sync"}
+"""What the ways are called in print: ``raw`` is the engine by itself."""
 CALLS = {
     "prefill": ("create", "init", "send", "poll", "clear"),
     "decode": ("create", "init", "send_metadata", "poll", "clear"),
@@ -31,7 +33,14 @@ def report(result: dict[str, Any]) -> Iterator[str]:
         f"Backend {result['backend']}, Python {result['python']}, {machine['cpus']} CPUs ({machine['cpu']}), Linux "
         f"{machine['kernel']}, load at the start {machine['load_1m']}."
     )
-    for name, lines in (("goodput", goodput), ("calls", calls), ("control", control), ("latency", latency)):
+    settings = [f"{name}={value}" for name, value in result["environment"].items()]
+    settings += [f"{name}={value}" for name, value in result["options"].items()]
+    if result["engine"] or settings:
+        yield f"{result['engine'] or 'No engine'}; {', '.join(settings) or 'no settings'}."
+    parts: dict[str, Callable[[Any], Iterator[str]]] = {
+        "goodput": goodput, "sync": sync, "frozen": frozen, "calls": calls, "control": control, "latency": latency,
+    }  # fmt: skip
+    for name, lines in parts.items():
         if name in result:
             yield ""
             yield from lines(result[name])
@@ -39,23 +48,70 @@ def report(result: dict[str, Any]) -> Iterator[str]:
 
 def goodput(result: dict[str, Any]) -> Iterator[str]:
     """Goodput, ratio, processor seconds."""
-    yield f"### Goodput: {result['buffers']} buffers, pages of {result['item_bytes'] // 1024} KiB, {result['rounds']} rounds"
+    title = f"### Goodput: {result['buffers']} buffers, pages of {result['item_bytes'] // 1024} KiB"
+    yield f"{title}, up to {result['rounds']} rounds, over {result['fabric']}"
     yield ""
+    ways, base = result["ways"], NAMES[result["yardstick"]]
+    compared = ways[1:]
     head = (
-        "pages", "pattern", "in flight", "socket GB/s", "kv-core GB/s", "transport GB/s", "kv-core / socket",
-        "transport / socket", "kv-core ms per room", "kv-core - socket, us per room", "CPU s/GB socket", "CPU s/GB kv-core",
-        "CPU s/GB transport", "CPUs of others",
+        "pages", "pattern", "in flight", "rounds", *(f"{NAMES[way]} GB/s" for way in ways),
+        *(f"{NAMES[way]} / {base}" for way in compared), f"{base} ms per room", "kv-core ms per room",
+        f"kv-core - {base}, us per room", *(f"CPU s/GB {NAMES[way]}" for way in ways), "CPUs of others",
     )  # fmt: skip
     rows = []
     for cell in result["cells"]:
         cpu = {way: "{prefill:.2f} + {decode:.2f}".format(**sides) for way, sides in cell["cpu_s_per_gb"].items()}
         rows.append(
             (
-                cell["pages"], cell["pattern"], cell["concurrency"], *(cell["rate"][way].text() for way in cell["rate"]),
-                cell["ratio"]["core"].text(), cell["ratio"]["transport"].text(), cell["room_ms"]["core"].text(1),
-                cell["over_socket_us"].text(0),                 cpu["socket"], cpu["core"], cpu["transport"], cell["others_busy"].text(1),
+                cell["pages"], cell["pattern"], cell["concurrency"], cell["rounds"],
+                *(_text(cell["rate"], way) for way in ways), *(_text(cell["ratio"], way) for way in compared),
+                cell["room_ms"][ways[0]].text(1), cell["room_ms"]["core"].text(1), cell["over_us"].text(0),
+                *(cpu.get(way, "-") for way in ways), cell["others_busy"].text(1),
             )
         )  # fmt: skip
+    yield from table(head, rows)
+
+
+def _text(figures: dict[str, Spread], way: str) -> str:
+    return figures[way].text() if way in figures else "-"
+
+
+def sync(result: list[dict[str, Any]]) -> Iterator[str]:
+    """Time for which the engine's thread is held."""
+    yield "### Engine thread held for a room: kv-core, and a thread that posts and waits (sync)"
+    yield ""
+    head = (
+        "pages", "in flight", "kv-core us per room", "kv-core us per room, decode", "sync us per room", "sync / kv-core",
+        "kv-core GB/s", "sync GB/s", "kv-core / sync GB/s", "CPUs of others",
+    )  # fmt: skip
+    rows = [
+        (
+            row["pages"], row["in_flight"], row["held_us"]["core"].text(0), row["held_decode_us"].text(0),
+            row["held_us"]["sync"].text(0), row["less_held"].text(0), row["rate"]["core"].text(),
+            row["rate"]["sync"].text(), row["ratio"].text(), row["others_busy"].text(1),
+        )
+        for row in result
+    ]  # fmt: skip
+    yield from table(head, rows)
+
+
+def frozen(result: list[dict[str, Any]]) -> Iterator[str]:
+    """One peer's rooms without and with frozen other peers."""
+    yield "### One decode process's rooms while others are stopped in the middle of theirs"
+    yield ""
+    head = (
+        "frozen", "their rooms in flight", "p50 / p99 ms, none frozen", "p50 / p99 ms, frozen", "p50 frozen / none",
+        "GB/s, none frozen", "GB/s, frozen", "GB/s frozen / none", "rooms of the frozen that ended well", "CPUs of others",
+    )  # fmt: skip
+    rows = [
+        (
+            row["frozen"], row["in_flight"],
+            *("{p50:.2f} / {p99:.2f}".format(**row["latency_ms"][case]) for case in ("without", "with")),
+            row["latency_ratio"].text(), *(row["rate"][case].text() for case in ("without", "with")),
+            row["ratio"].text(), f"{row['ended_well']} of {row['rooms_of_frozen']}", row["others_busy"].text(1),
+        )
+        for row in result
+    ]  # fmt: skip
     yield from table(head, rows)
 
 
@@ -68,18 +124,12 @@ def calls(result: list[dict[str, Any]]) -> Iterator[str]:
         for role, side in row["sides"].items():
             taken, flying = side["calls"], side["in_flight"]
             texts = [f"{taken[name]['p50']:.1f} / {taken[name]['p99']:.1f}" for name in CALLS[role]]
-            rows.append((role, row["concurrency"], flying.get("live_rooms", "-"), *texts, row["others_busy"]))
+            size = f"{row['room_bytes'] // 1024} KiB"
+            rows.append((role, size, row["concurrency"], flying.get("live_rooms", "-"), *texts, row["others_busy"]))
     head = (
-        "side",
-        "in flight",
-        "seen in flight",
-        "create",
-        "init",
-        "send or send_metadata",
-        "poll",
-        "clear",
+        "side", "room", "in flight", "seen in flight", "create", "init", "send or send_metadata", "poll", "clear",
         "CPUs of others",
-    )
+    )  # fmt: skip
     yield from table(head, rows)
 
 
@@ -121,7 +171,7 @@ def latency(result: dict[str, Any]) -> Iterator[str]:
     ]  # fmt: skip
     yield from table(("engine threads", "switch interval", "p50", "p90", "p99", "CPUs of others"), rows)
     yield ""
-    yield f"The same bytes through the plain socket, until the receiver's answer: {result['socket_ms']} ms (mean)."
+    yield f"The same bytes through the {NAMES[result['yardstick']]} alone: {result['yardstick_ms']} ms (mean)."
 
 
 def plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.harness.figures import percentiles_us
+from benchmarks.harness.held import HeldRooms
 from benchmarks.harness.memory import Memory, page_sets
 from benchmarks.harness.work import Work
 from kv_core import BootstrapServer, KVPoll, Role, TransferConfig, load_backend
@@ -32,6 +33,7 @@ class CoreWay:
         self._bootstrap: BootstrapServer | None = None
         self._addr = ""
         self._manager: BaseKVManager | None = None
+        self._held: HeldRooms | None = None
 
     @property
     def manager(self) -> BaseKVManager:
@@ -54,12 +56,19 @@ class CoreWay:
         self._addr = self._addr or told["bootstrap"]
 
     def run(self, work: Work) -> dict[str, Any]:
-        """Run the closed loop. Adds ``calls`` (microseconds by call), and what the control channel counted."""
+        """Run the closed loop. Adds ``calls`` (microseconds by call), their sum ``held_s``, and what the control channel counted."""
         before = self.manager.snapshot()["control"]
         loop = (SenderLoop if self._source else ReceiverLoop)(self.manager, self._addr, self._memory, work)
         result = loop.run()
         after = self.manager.snapshot()["control"]
         return result | {key: after[key] - before[key] for key in ("frames_in", "frames_out")}
+
+    @property
+    def held(self) -> HeldRooms:
+        """Rooms that are opened and ended by command while others go on."""
+        if self._held is None:
+            self._held = HeldRooms(self.manager, self._addr, source=self._source)
+        return self._held
 
     def close(self) -> None:
         """Close the manager and the server."""
@@ -119,6 +128,7 @@ class Loop:
         end = monotonic()
         return {
             "start": start, "end": end, "calls": {name: percentiles_us(taken) for name, taken in self.times.items()},
+            "held_s": sum(map(sum, self.times.values())) / 1e9,
             "fullest": self.fullest, "stamps": self.stamps if work.stamps else {},
         }  # fmt: skip
 

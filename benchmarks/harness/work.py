@@ -28,7 +28,7 @@ class Work:
 
 
 class Way(Protocol):
-    """One side's end of a way to move pages. ``run`` returns at least ``start`` and ``end`` (monotonic seconds)."""
+    """One side's end of a way to move pages. ``run``: ``start`` and ``end`` (monotonic seconds), unless the other side tells."""
 
     def open(self, options: dict[str, Any]) -> dict[str, Any]:
         """Set up; returns what the other side has to know."""
