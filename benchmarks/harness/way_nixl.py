@@ -43,7 +43,9 @@ def over_tcp() -> bool:
 
 
 class NixlWay:
-    """Both sides; ``source`` says which. ``options``: ``threads``, ``request``, ``look_s``, ``poll_s``."""
+    """Both sides; ``source`` says which. ``options``: ``threads``, ``request``, ``look_s``, ``poll_s``, and ``progress_us`` for a progress
+    thread that looks so seldom (None: there is none).
+    """
 
     def __init__(self, memory: Memory, *, source: bool) -> None:
         self._memory = memory
@@ -61,13 +63,16 @@ class NixlWay:
     def open(self, options: dict[str, Any]) -> dict[str, Any]:
         """Start the agent and register the memory."""
         self._options = {
-            "threads": 0 if over_tcp() else THREADS, "request": REQUEST, "look_s": LOOK_S, "poll_s": POLL_S, **options
+            "threads": 0 if over_tcp() else THREADS, "request": REQUEST, "look_s": LOOK_S, "poll_s": POLL_S,
+            "progress_us": None, **options,
         }  # fmt: skip
         importlib.import_module("nixl")
         api = importlib.import_module("nixl._api")
         logging.getLogger("nixl").setLevel(logging.WARNING)
         config = api.nixl_agent_config(enable_prog_thread=False, backends=[])
         agent = self._agent = api.nixl_agent(f"bench-{uuid.uuid4().hex}", config)
+        if self._options["progress_us"] is not None:
+            agent.agent = _delayed(api.nixlBind, agent.name, self._options["progress_us"])
         threads = self._options["threads"]
         agent.create_backend("UCX", {"num_threads": str(threads)} if threads and self._source else {})
         shape = self._memory.shape
@@ -180,6 +185,14 @@ class NixlWay:
             self._agent.remove_remote_agent(self._peer)
         self._agent.deregister_memory(self._registered)
         self._lists, self._registered, self._agent = (), None, None
+
+
+def _delayed(bindings: Any, name: str, microseconds: int) -> Any:
+    """An agent with a progress thread that pauses; NIXL's Python class can only make one that spins."""
+    config = bindings.nixlAgentConfig()
+    config.useProgThread, config.pthrDelay = True, microseconds
+    config.syncMode = bindings.NIXL_THREAD_SYNC_STRICT
+    return bindings.nixlAgent(name, config)
 
 
 def _text(data: bytes) -> str:
