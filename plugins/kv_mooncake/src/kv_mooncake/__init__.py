@@ -1,0 +1,33 @@
+"""kv-mooncake: pages over one Mooncake ``TransferEngine``, by TCP, or by RDMA where there is a device.
+
+Read in this order: ``transport`` (the contract, and what is said about quiescence), ``posting`` (how a batch is moved),
+``peer`` (``breaker``, ``proof``), ``memory``, ``descriptor``, ``engine`` (finding and loading the native library), ``options``.
+"""
+
+from importlib.metadata import version
+
+from kv_core import BackendInfo, BackendRecord, Capability, hookimpl
+from kv_mooncake.engine import CUDA_WHEELS, installed_wheels, preflight
+from kv_mooncake.transport import MooncakeTransport
+
+__version__ = version("kv-mooncake")
+
+
+@hookimpl
+def kv_backend() -> BackendRecord:
+    """Mooncake, as a backend. Whether it moves CUDA memory depends on which wheel of the engine is installed."""
+    capabilities = {Capability.WRITE, Capability.AUX, Capability.STATE, Capability.PROBE}
+    if any(wheel.name in CUDA_WHEELS for wheel in installed_wheels()):
+        capabilities.add(Capability.CUDA)
+    info = BackendInfo(
+        name="mooncake",
+        distribution="kv-mooncake",
+        version=__version__,
+        api_version=(1, 0),  # what it was built for, not what is installed
+        capabilities=frozenset(capabilities),
+        description="Mooncake TransferEngine: TCP, or RDMA where there is a device",
+    )
+    return BackendRecord(info, MooncakeTransport, preflight)
+
+
+__all__ = ["MooncakeTransport", "__version__", "kv_backend", "preflight"]

@@ -1,0 +1,64 @@
+"""One generation of a peer: where it is, whether it may be posted to, and whether it has provably ended."""
+
+from __future__ import annotations
+
+import time
+
+from kv_core import TransportError
+from kv_core.contract.transport import PeerKey
+from kv_mooncake.breaker import Breaker
+from kv_mooncake.descriptor import Descriptor
+from kv_mooncake.posting import Outcome
+from kv_mooncake.proof import Death, answers
+
+PROBE_S = 1.0
+
+
+class Peer:
+    """``admit`` and ``tell`` belong to the peer's posting thread, ``death`` to the owner thread."""
+
+    def __init__(self, key: PeerKey, where: Descriptor, breaker: Breaker) -> None:
+        self.key = key
+        self.where = where
+        self.session = where.session
+        self.death = Death(where.host, where.port)
+        self.removed = False  # set by the owner, read by the posting thread
+        self._breaker = breaker
+        self._met = False
+        self._last_error = ""
+
+    def probe(self) -> bool:
+        """Whether its engine answers now. Takes up to ``PROBE_S`` twice."""
+        return answers(self.where.host, self.where.port, PROBE_S)
+
+    def admit(self) -> None:
+        """Return if a batch may be posted now; raises ``TransportError`` (quiescent: nothing was posted) if not.
+
+        The first contact is a probe too: the engine opens a session under a lock that all peers share, and a stopped
+        peer would keep it for a minute.
+        """
+        if self.removed:
+            raise TransportError(f"peer {self.key.name[:8]} is not known any more", quiescent=True)
+        seconds = self._breaker.refuses(time.monotonic())
+        if seconds:
+            raise TransportError(
+                f"peer {self.key.name[:8]} at {self.session} has failed {self._breaker.failures} times in a row and is not "
+                f"tried for {seconds:.1f} s more (options failures_to_open, retry_after_s); the last time: {self._last_error}",
+                quiescent=True,
+            )
+        if self._met and not self._breaker.open:
+            return
+        if not self.probe():
+            self._last_error = f"its engine did not answer within {PROBE_S:g} s"
+            self._breaker.failed(time.monotonic())
+            text = f"the engine of peer {self.key.name[:8]} does not answer at {self.session}: it has ended, is stopped, or can't be reached"
+            raise TransportError(text, quiescent=True)
+        self._met = True
+
+    def tell(self, outcome: Outcome) -> None:
+        """How a batch went."""
+        if outcome.error is None:
+            self._breaker.succeeded()
+        else:
+            self._last_error = outcome.error
+            self._breaker.failed(time.monotonic(), at_once=outcome.overran)

@@ -1,0 +1,248 @@
+"""The transport contract over one Mooncake ``TransferEngine``.
+
+**Threads.** An engine call that waits, waits natively, and a stopped peer is only noticed after 30 seconds: so this is a
+``BLOCKING`` transport, and core gives each peer a thread. The engine has one IO thread; ``posting`` says how the peers'
+threads wait without taking its time.
+
+**Quiescence.** The engine says of a batch that it has failed as soon as one copy has, and goes on with the others: what was
+accepted has been seen to land half a second after the error. So a batch that failed after anything of it was posted is
+FAILED and *not* quiescent. What would prove it quiescent, and what does not:
+
+- *That the engine's own copies have all ended.* It tells nobody, and it would not do: a copy that was given up may lie in
+  the receiver's socket buffer, and a stopped receiver takes it from there when it wakes up.
+- *That the receiver deregistered the memory.* It checks an address when a copy begins and never again: a copy that has
+  begun lands to its end, which a test shows. It also shares one port and one set of registrations among all its peers, so
+  that it can refuse one of them only by refusing all. So FENCE is not declared.
+- *An error code, a refused or reset connection, a timeout.* A firewall refuses connections too, and lets those that exist
+  go on.
+- *That the receiving engine has ended.* Then nobody reads from the socket, and the memory that was written is gone with its
+  process, or at least nobody writes it. Proven where both are on one host: the kernel's table of listening ports no longer
+  has the peer's. Two seconds later also the copies that waited here have failed (``proof.Death``). On another host this can't
+  be seen from here: core keeps such pages in quarantine, and counts them.
+
+Quiescent from the start is what was refused before anything was posted: a peer that was removed, an open breaker, an
+engine that does not answer, a session that could not be opened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+
+import numpy as np
+
+from kv_core import InvalidConfig, Region, ThreadingModel, TransferState, TransportError
+from kv_core.contract.enums import Direction
+from kv_core.contract.transport import (
+    PeerKey,
+    Prepared,
+    Transfer,
+    TransferBatch,
+    TransferPlan,
+    TransferProgress,
+    Transport,
+    TransportContext,
+)
+from kv_mooncake.breaker import Breaker
+from kv_mooncake.descriptor import Descriptor, check_host
+from kv_mooncake.engine import open_engine
+from kv_mooncake.memory import RegisteredMemory
+from kv_mooncake.options import Options, engine_timeout_s
+from kv_mooncake.peer import Peer
+from kv_mooncake.posting import Copies, Mover, Outcome
+
+
+class MooncakePrepared(Prepared):
+    """The addresses of both sides' regions, by their place in the plan."""
+
+    def __init__(self, key: PeerKey, plan: TransferPlan, peer: Peer) -> None:
+        super().__init__(key, plan)
+        self.to = peer
+        self.local = np.array([region.address for region in plan.local_regions], np.uint64)
+        self.remote = np.array([region.address for region in plan.remote_regions], np.uint64)
+
+
+class MooncakeTransfer(Transfer):
+    """A batch whose ``submit`` has returned: done, or failed at ``ended`` with a sentence."""
+
+    __slots__ = ("ended", "error", "quiescent", "to")
+
+    def __init__(self, to: Peer, nbytes: int, error: str | None, ended: float) -> None:
+        super().__init__(to.key, nbytes)
+        self.to = to
+        self.error = error
+        self.ended = ended
+        self.quiescent = error is None
+
+
+class MooncakeTransport(Transport):
+    """One engine: its memory, its peers, and what has been posted to them."""
+
+    threading = ThreadingModel.BLOCKING
+
+    def __init__(self, context: TransportContext) -> None:
+        super().__init__(context)
+        if context.direction is not Direction.WRITE:
+            raise InvalidConfig("kv-mooncake writes (direction 'write'), it does not read")
+        host = context.advertised_host
+        try:
+            check_host(host)
+        except ValueError as error:
+            raise InvalidConfig(f"TransferConfig.advertised_host (or host): {error}") from None
+        self._options = options = Options.parse(context.config.options)
+        timeout_s = engine_timeout_s()
+        wanted = {**options.environment, "MC_USE_IPV6": "1"} if ":" in host else options.environment
+        devices = ",".join(options.devices)
+        self._engine = open_engine(f"[{host}]" if ":" in host else host, options.protocol, devices, wanted)
+        self._memory = RegisteredMemory(self._engine)
+        self._mover = Mover(self._engine, timeout_s, spin=options.protocol != "tcp", clock=time.monotonic)
+        self._descriptor = Descriptor(host, self._engine.get_rpc_port(), options.protocol)
+        self._peers: dict[PeerKey, Peer] = {}
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        self._closed = False
+
+    # -- memory ----------------------------------------------------------------------------------------------------
+
+    def register_memory(self, regions: Sequence[Region]) -> None:
+        """See ``Transport``. Ranges that overlap must come in one call, or lie inside of what is registered."""
+        self._memory.register(regions)
+
+    def deregister_memory(self, regions: Sequence[Region]) -> None:
+        """See ``Transport``."""
+        self._memory.deregister(regions)
+
+    # -- peers -----------------------------------------------------------------------------------------------------
+
+    def local_descriptor(self) -> bytes:
+        """See ``Transport``."""
+        return self._descriptor.pack()
+
+    def add_peer(self, peer: PeerKey, descriptor: bytes) -> None:
+        """See ``Transport``."""
+        if peer in self._peers:
+            return
+        try:
+            where = Descriptor.unpack(descriptor)
+        except ValueError as error:
+            raise TransportError(f"peer {peer.name[:8]} sent {error}", quiescent=True) from error
+        if where.protocol != self._options.protocol:
+            raise TransportError(
+                f"peer {peer.name[:8]} uses {where.protocol}, and this side {self._options.protocol}: give both the same "
+                "options['protocol']",
+                quiescent=True,
+            )
+        for known in [key for key in self._peers if key.name == peer.name]:
+            if known.generation > peer.generation:
+                raise TransportError(
+                    f"peer {peer.name[:8]} is known by generation {known.generation}, {peer.generation} is of the past",
+                    quiescent=True,
+                )
+            self.remove_peer(known)
+        breaker = Breaker(self._options.failures_to_open, self._options.retry_after_s)
+        self._peers[peer] = Peer(peer, where, breaker)
+
+    def remove_peer(self, peer: PeerKey) -> None:
+        """See ``Transport``. The engine keeps the session, and its connections, for a later generation."""
+        known = self._peers.pop(peer, None)
+        if known is not None:
+            known.removed = True
+
+    def prepare(self, peer: PeerKey, plan: TransferPlan) -> MooncakePrepared:
+        """See ``Transport``. The engine would read from any address here, so it is checked that the regions are ours."""
+        known = self._peers.get(peer)
+        if known is None:
+            raise TransportError(f"peer {peer.name[:8]} generation {peer.generation} is not known", quiescent=True)
+        for region in plan.local_regions:
+            if not self._memory.holds(region):
+                raise TransportError(
+                    f"region {region.index} ({region.nbytes} bytes at {region.address:#x}) of the plan is not registered here",
+                    quiescent=True,
+                )
+        return MooncakePrepared(peer, plan, known)
+
+    def describe(self, peer: PeerKey) -> str:
+        """See ``Transport``."""
+        return self._options.fabric
+
+    def probe(self, peer: PeerKey) -> bool:
+        """See ``Transport``: whether the peer's engine serves its port. Takes two seconds at the most."""
+        known = self._peers.get(peer)
+        return known is not None and known.probe()
+
+    # -- transfers -------------------------------------------------------------------------------------------------
+
+    def submit(self, prepared: Prepared, batch: TransferBatch) -> MooncakeTransfer:
+        """See ``Transport``. Returns when the bytes have landed, or the batch has failed."""
+        assert isinstance(prepared, MooncakePrepared), "made by prepare()"
+        peer, mover = prepared.to, self._mover
+        flat = batch.copies()
+        full = flat.length > 0
+        if not full.all():
+            flat = type(flat)(*(array[full] for array in flat))
+        nbytes = int(flat.length.sum())
+        if not nbytes:
+            return MooncakeTransfer(peer, 0, None, time.monotonic())
+        copies = Copies(
+            prepared.local[flat.local_region.astype(np.intp)] + flat.local_offset,
+            prepared.remote[flat.remote_region.astype(np.intp)] + flat.remote_offset,
+            flat.length,
+        )
+        peer.admit()
+        try:
+            outcome = mover.move(peer.session, copies)
+        except Exception as error:  # noqa: BLE001 - whatever it is, some of it may have been posted
+            outcome = Outcome(f"{type(error).__name__}: {error}")
+        peer.tell(outcome)
+        if outcome.error is None:
+            return MooncakeTransfer(peer, nbytes, None, time.monotonic())
+        text = (
+            f"{len(flat.length)} copies ({nbytes} bytes) to peer {peer.key.name[:8]} at {peer.session}: {outcome.error}"
+        )
+        if not outcome.posted:
+            raise TransportError(text, quiescent=True)
+        return MooncakeTransfer(peer, nbytes, text, time.monotonic())
+
+    def progress(self, transfers: Sequence[Transfer]) -> Iterator[TransferProgress]:
+        """See ``Transport``. A failed batch becomes quiescent when its peer's engine has provably ended, and not before."""
+        now = time.monotonic()
+        for transfer in transfers:
+            assert isinstance(transfer, MooncakeTransfer), "made by submit()"
+            if transfer.error is None:
+                yield TransferProgress(transfer, TransferState.DONE, quiescent=True)
+                continue
+            transfer.quiescent = transfer.quiescent or transfer.to.death.proven_for(transfer.ended, now)
+            yield TransferProgress(transfer, TransferState.FAILED, transfer.quiescent, transfer.error)
+
+    def release(self, transfer: Transfer) -> None:
+        """See ``Transport``: nothing is held."""
+
+    # -- the owner thread's wait -----------------------------------------------------------------------------------
+
+    def wait(self, timeout_s: float) -> None:
+        """See ``Transport``. Core rings when a posting thread has come back; nothing else happens here."""
+        with suppress(Empty):  # the time is over
+            self._bell.get(timeout=max(timeout_s, 0.0))
+            while not self._bell.empty():
+                self._bell.get_nowait()
+
+    def wake(self) -> None:
+        """See ``Transport``."""
+        if self._bell.empty():
+            self._bell.put(None)
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """See ``Transport``. The engine ends its threads and ports with its last reference: at once, or when the posting
+        thread that is inside of it comes out. A destroyed engine reads from no socket any more.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._mover.stop()
+        for peer in self._peers.values():
+            peer.removed = True
+        self._peers.clear()
+        del self._engine, self._memory, self._mover
