@@ -72,8 +72,8 @@ class Options:
         return cls(
             protocol,
             devices if devices or protocol == "tcp" else tuple(present),
-            _number(known, "failures_to_open", int),
-            _number(known, "retry_after_s", (int, float)),
+            _number(known, "failures_to_open", whole=True),
+            _number(known, "retry_after_s", whole=False),
             {"MC_FORCE_TCP": "1", **_ROOMY} if protocol == "tcp" else _ROOMY,
         )
 
@@ -116,8 +116,9 @@ def _check_rdma(present: list[str]) -> None:
         raise InvalidConfig("TransferConfig.options['protocol'] is 'rdma', and MC_FORCE_TCP is set: unset it")
 
 
-def _number(options: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
-    value: Any = options[name]
-    if isinstance(value, bool) or not isinstance(value, kind) or float(str(value)) <= 0:
-        raise InvalidConfig(f"TransferConfig.options[{name!r}] is {value!r}, must be a number greater than 0")
+def _number(options: Mapping[str, Any], name: str, *, whole: bool) -> Any:
+    value = options[name]
+    if type(value) is not int and (whole or type(value) is not float) or not value > 0:
+        kind = "whole number" if whole else "number"
+        raise InvalidConfig(f"TransferConfig.options[{name!r}] is {value!r}, must be a {kind} greater than 0")
     return value

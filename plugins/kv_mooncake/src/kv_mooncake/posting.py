@@ -24,7 +24,9 @@ IN_FLIGHT = 2
 """Pieces in flight to one peer. 1,024 copies fit into the engine's queue; what goes beyond it waits there with a deadline."""
 _MIN_PAUSE_S = 50e-6
 _MAX_PAUSE_S = 5e-3
-_SPREAD = 0.1  # a pause is this part of the time waited so far: the end is noticed so much too late at most
+_SPREAD = 0.05  # a pause is this part of the time waited so far: the end is noticed so much too late at most
+_FIRST_SHARE = 0.8  # of the time that the last piece suggests, slept through before the first look
+_MAX_FIRST_S = 20e-3
 
 
 class Copies(NamedTuple):
@@ -46,6 +48,7 @@ class Outcome(NamedTuple):
 class _Piece(NamedTuple):
     batch: int  # 0: there is only the last copy
     last: int
+    nbytes: int
     begun: float
     deadline: float
 
@@ -62,6 +65,7 @@ class Mover:
         self._spin = spin
         self._clock = clock
         self._stopped = False
+        self._pace = 0.0  # seconds for a byte, lately; a guess that threads may share without a lock
 
     def stop(self) -> None:
         """Nothing more is posted or awaited."""
@@ -73,10 +77,11 @@ class Mover:
             return self._move_spinning(session, copies)
         flying: deque[_Piece] = deque()
         failure: Outcome | None = None
-        posted = False
+        posted, since = False, 0.0
         for start in range(0, len(copies.length), PIECE):
             if len(flying) == IN_FLIGHT:
-                failure = self._await(flying.popleft())
+                failure = self._await(flying.popleft(), since)
+                since = self._clock()
             if failure is None and self._stopped:
                 failure = Outcome("the transport was closed before all of it was posted", posted)
             if failure is not None:
@@ -88,14 +93,15 @@ class Mover:
             posted = True
             flying.append(piece)
         while flying:
-            outcome = self._await(flying.popleft())
+            outcome = self._await(flying.popleft(), since)
+            since = self._clock()
             failure = failure or outcome
         return failure or Outcome(None)
 
     def _post(self, session: str, copies: Copies) -> _Piece | Outcome:
         engine, now = self._engine, self._clock()
         local, remote, length = copies.local.tolist(), copies.remote.tolist(), copies.length.tolist()
-        deadline = now + self._timeout_s + sum(length) * 1e-9
+        nbytes = sum(length)
         final = local.pop(), remote.pop(), length.pop()
         batch = engine.batch_transfer_async_write(session, local, remote, length) if local else 0
         if local and not batch:
@@ -103,28 +109,33 @@ class Mover:
         last = engine.transfer_submit_write(session, *final)
         if not last:
             return Outcome(f"the engine took only a part for the peer at {session}", posted=bool(batch))
-        return _Piece(batch, last, now, deadline)
+        return _Piece(batch, last, nbytes, now, now + self._timeout_s + nbytes * 1e-9)
 
-    def _await(self, piece: _Piece) -> Outcome | None:
+    def _await(self, piece: _Piece, since: float = 0.0) -> Outcome | None:
         engine, check = self._engine, self._engine.transfer_check_status
+        begun = max(since, piece.begun)
+        pause = min(piece.nbytes * self._pace * _FIRST_SHARE - (self._clock() - begun), _MAX_FIRST_S)
+        if pause > _MIN_PAUSE_S:
+            time.sleep(pause)
         while (state := check(piece.last)) == 0:
             now = self._clock()
             if self._stopped:
                 return Outcome("the transport was closed while it was on its way")
             if now >= piece.deadline:
                 break
-            time.sleep(min(max((now - piece.begun) * _SPREAD, _MIN_PAUSE_S), _MAX_PAUSE_S))
+            time.sleep(min(max((now - begun) * _SPREAD, _MIN_PAUSE_S), _MAX_PAUSE_S))
         code = engine.get_batch_transfer_status([piece.batch]) if piece.batch else 0
-        seconds = self._clock() - piece.begun
+        now = self._clock()
         if state == 1 and code == 0:
+            self._pace = (now - begun) / piece.nbytes
             return None
-        if seconds + self._timeout_s * 0.01 >= piece.deadline - piece.begun:
+        if now >= piece.deadline - self._timeout_s * 0.01:
             return Outcome(
-                f"not complete after {seconds:.1f} s: the peer is stopped, or the network is lost or too slow "
+                f"not complete after {now - piece.begun:.1f} s: the peer is stopped, or the network is lost or too slow "
                 "(MC_TRANSFER_TIMEOUT, in seconds, is the limit besides 1 ns for each byte)",
                 overran=True,
             )
-        return Outcome(f"{meaning(code or min(state, -1))}, {seconds:.3f} s after it was posted")
+        return Outcome(f"{meaning(code or min(state, -1))}, {now - piece.begun:.3f} s after it was posted")
 
     def _move_spinning(self, session: str, copies: Copies) -> Outcome:
         for start in range(0, len(copies.length), PIECE * IN_FLIGHT):
