@@ -1,0 +1,30 @@
+"""kv-mori: AMD's MORI-IO as a backend of kv-core.
+
+Read in this order: ``transport`` (the contract, and what each failure proves), ``transfer`` (one submission), ``engine``
+(finding and opening MORI), ``wire`` (what peers tell each other), ``options``. Importing this loads neither MORI nor torch.
+"""
+
+from importlib.metadata import version
+
+from kv_core import BackendInfo, BackendRecord, Capability, hookimpl
+from kv_mori.engine import preflight
+from kv_mori.transport import MoriTransport
+
+__version__ = version("kv-mori")
+
+
+@hookimpl
+def kv_backend() -> BackendRecord:
+    """MORI-IO, as a backend."""
+    info = BackendInfo(
+        name="mori",
+        distribution="kv-mori",
+        version=__version__,
+        api_version=(1, 0),  # what it was built for, not what is installed
+        capabilities=frozenset({Capability.WRITE, Capability.AUX, Capability.STATE, Capability.ROCM}),
+        description="AMD MORI-IO: RDMA (and XGMI) between ROCm machines",
+    )
+    return BackendRecord(info, MoriTransport, preflight)
+
+
+__all__ = ["MoriTransport", "__version__", "kv_backend", "preflight"]
