@@ -71,7 +71,10 @@ def growth(before: Mapping[str, int], after: Mapping[str, int], rooms: int) -> l
         for name in ("threads", "fds")
         if after[name] != before[name]
     ]
+    return found + memory_growth(before, after, rooms)
+
+
+def memory_growth(before: Mapping[str, int], after: Mapping[str, int], rooms: int) -> list[str]:
+    """Whether memory has grown by more than is allowed for so many rooms."""
     grown, limit = after["rss"] - before["rss"], min(RSS_LIMIT_BYTES, RSS_NOISE_BYTES + RSS_BYTES_PER_ROOM * rooms)
-    if grown >= limit:
-        found.append(f"memory grew by {grown} bytes in {rooms} rooms, at most {limit} are allowed")
-    return found
+    return [] if grown < limit else [f"memory grew by {grown} bytes in {rooms} rooms, at most {limit} are allowed"]
