@@ -1,0 +1,36 @@
+"""kv-nixl: NIXL as a backend of kv-core, through UCX or any other of NIXL's backends.
+
+Read in this order: ``transport`` (the contract, and what is known when a transfer fails), ``peers`` (remote agents),
+``lists`` (prepared descriptor lists), ``engine`` and ``options`` (NIXL itself), ``memory``, ``fabric``.
+"""
+
+from importlib.metadata import version
+
+from kv_core import BackendInfo, BackendRecord, Capability, hookimpl
+from kv_nixl.engine import load_engine
+from kv_nixl.transport import NixlTransport
+
+__version__ = version("kv-nixl")
+
+
+def _preflight() -> None:
+    load_engine()
+
+
+@hookimpl
+def kv_backend() -> BackendRecord:
+    """NIXL, as a backend."""
+    info = BackendInfo(
+        name="nixl",
+        distribution="kv-nixl",
+        version=__version__,
+        api_version=(1, 0),  # what it was built for, not what is installed
+        capabilities=frozenset(
+            {Capability.WRITE, Capability.AUX, Capability.STATE, Capability.CUDA, Capability.ENGINE_LATENCY}
+        ),
+        description="NIXL agent: UCX (RDMA, TCP, copies between processes) and NIXL's other backends",
+    )
+    return BackendRecord(info, NixlTransport, preflight=_preflight)
+
+
+__all__ = ["NixlTransport", "__version__", "kv_backend"]

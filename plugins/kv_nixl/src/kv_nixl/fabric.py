@@ -1,0 +1,46 @@
+"""Which fabric UCX uses to a peer, as far as that can be known from outside: NIXL does not tell."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kv_core import MemoryKind, Region
+from kv_nixl.engine import rdma_devices
+from kv_nixl.options import SLOW_IN_THREADS, NixlOptions
+
+
+class _Span(ctypes.Structure):
+    _fields_ = (("address", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+def name_fabric(
+    options: NixlOptions, mine: Mapping[str, object], theirs: Mapping[str, object], regions: Sequence[Region]
+) -> str:
+    """Say "ucx tcp" where UCX may use nothing else; "ucx cma" where its rules choose copies between processes: same host,
+    this process may write the peer's memory (tried), no RDMA device that might be preferred; else only the backend.
+    """
+    if options.backend != "UCX":
+        return options.backend.lower()
+    confined = options.transports()
+    if confined and "tcp" in confined and confined <= SLOW_IN_THREADS:
+        return "ucx tcp"
+    host = next((region for region in regions if region.kind is MemoryKind.HOST), None)
+    same = bool(mine) and mine.get("host") == theirs.get("host")
+    copies = not confined or ("cma" in confined and confined <= SLOW_IN_THREADS | {"cma"})
+    if same and copies and host is not None and not rdma_devices() and _may_copy(theirs.get("pid"), host.address):
+        return "ucx cma"
+    return "ucx"
+
+
+def _may_copy(pid: object, address: int) -> bool:
+    """Whether this process may reach the memory of that one: reads one byte of it, as the right to write is the same."""
+    if not isinstance(pid, int) or not Path(f"/proc/{pid}").exists():
+        return False
+    byte = ctypes.c_uint8()
+    here, there = _Span(ctypes.addressof(byte), 1), _Span(address, 1)
+    call = ctypes.CDLL(None).process_vm_readv
+    call.argtypes = (ctypes.c_int, *(ctypes.c_void_p, ctypes.c_ulong) * 2, ctypes.c_ulong)
+    call.restype = ctypes.c_ssize_t
+    return bool(call(pid, ctypes.addressof(here), 1, ctypes.addressof(there), 1, 0) == 1)

@@ -1,0 +1,127 @@
+"""Memory registered with the agent. NIXL believes every host address (a wrong one kills the peer later), so they are checked."""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kv_core import MemoryKind, Region, RegistrationError
+from kv_core.contract.transport import U64
+from kv_nixl.engine import Engine
+
+Key = tuple[MemoryKind, int, int, int]
+"""Kind, device, address, length: what NIXL takes for one registration."""
+
+
+def table(rows: Iterable[Sequence[int]], columns: int) -> U64:
+    """Rows of addresses, lengths and so on as NIXL wants them: uint64, C order, shape (rows, columns)."""
+    return np.array(list(rows), np.uint64).reshape(-1, columns)
+
+
+class RegisteredMemory:
+    """What is registered, each exact range once with the agent however often it was asked for."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._counts: Counter[Key] = Counter()
+
+    def register(self, regions: Sequence[Region]) -> None:
+        """All or none. Raises ``RegistrationError``."""
+        mapped = _mappings()
+        for position, region in enumerate(regions):
+            if region.kind is MemoryKind.HOST and mapped and not _is_mapped(region, mapped):
+                raise RegistrationError(
+                    f"region {position} of pool {region.pool!r}, {region.nbytes} bytes at {region.address:#x}, is not mapped "
+                    "in this process: register memory that exists, and keep it for as long as the manager lives",
+                    region=position, errno=errno.EFAULT,
+                )  # fmt: skip
+        keys = [_key(region) for region in regions]
+        new = [key for key in dict.fromkeys(keys) if not self._counts[key]]
+        done: list[list[Key]] = []
+        try:
+            for group in _groups(new):
+                self._call(self._engine.agent.registerMem, group)
+                done.append(group)
+        except self._engine.errors as error:
+            for group in done:
+                self._call(self._engine.agent.deregisterMem, group)
+            position = keys.index(self._first_bad(group))
+            kind, device, address, nbytes = keys[position]
+            raise RegistrationError(
+                f"NIXL can't register region {position} of pool {regions[position].pool!r}, {nbytes} bytes of {kind.value} "
+                f"memory at {address:#x} on device {device}: {type(error).__name__} {error}. Is the address in that kind of "
+                "memory, and is NIXL's build for the installed CUDA or ROCm?",
+                region=position,
+            ) from error
+        self._counts.update(keys)
+
+    def deregister(self, regions: Sequence[Region]) -> None:
+        """Undo ``register``; unknown regions are ignored."""
+        gone = []
+        for region in regions:
+            key = _key(region)
+            if self._counts[key] == 1:
+                gone.append(key)
+            self._counts[key] -= 1
+            if self._counts[key] <= 0:
+                del self._counts[key]
+        for group in _groups(gone):
+            self._call(self._engine.agent.deregisterMem, group)
+
+    def clear(self) -> None:
+        """Deregister everything."""
+        gone, self._counts = list(self._counts), Counter()
+        for group in _groups(gone):
+            self._call(self._engine.agent.deregisterMem, group)
+
+    def _call(self, method: Any, group: Sequence[Key]) -> None:
+        segment = self._engine.segments[group[0][0]]
+        rows = table(((address, nbytes, device) for _, device, address, nbytes in group), 3)
+        method(self._engine.lib.nixlRegDList(segment, rows), [])
+
+    def _first_bad(self, group: Sequence[Key]) -> Key:
+        """NIXL does not say which one it did not take."""
+        for key in group:
+            try:
+                self._call(self._engine.agent.registerMem, [key])
+            except self._engine.errors:
+                return key
+            self._call(self._engine.agent.deregisterMem, [key])
+        return group[0]
+
+
+def _key(region: Region) -> Key:
+    return (region.kind, region.device_id, region.address, region.nbytes)
+
+
+def _groups(keys: Sequence[Key]) -> list[list[Key]]:
+    kinds = dict.fromkeys(key[0] for key in keys)
+    return [[key for key in keys if key[0] is kind] for kind in kinds]
+
+
+def _mappings() -> list[tuple[int, int]]:
+    """Ranges of addresses that are mapped in this process, neighbours merged; empty where there is no /proc."""
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    merged: list[tuple[int, int]] = []
+    for line in lines:
+        span, access = line.split(maxsplit=2)[:2]
+        if not access.startswith("r"):
+            continue
+        start, _, stop = span.partition("-")
+        if merged and merged[-1][1] == int(start, 16):
+            merged[-1] = (merged[-1][0], int(stop, 16))
+        else:
+            merged.append((int(start, 16), int(stop, 16)))
+    return merged
+
+
+def _is_mapped(region: Region, mapped: Sequence[tuple[int, int]]) -> bool:
+    return any(start <= region.address and region.address + region.nbytes <= stop for start, stop in mapped)
