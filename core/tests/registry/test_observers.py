@@ -155,7 +155,8 @@ class Attribute:
         (Coroutine(), r"kv_peer_event is an async function"),
         (Attribute(), r"kv_room_event is an instance of builtins.str and not a plain function"),
     ],
-    ids=lambda value: "" if isinstance(value, str) else repr(value)[:40],
+    # The same in every process that shares the tests: no address of an object.
+    ids=lambda value: "" if isinstance(value, str) else getattr(value, "__name__", type(value).__name__),
 )
 def test_observers_that_could_not_be_called_are_refused(observer, message: str, backend: Backend, built: list):
     with pytest.raises(InvalidConfig, match=message):
