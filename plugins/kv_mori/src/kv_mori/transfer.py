@@ -62,26 +62,24 @@ class MoriTransfer(Transfer):
         self.held.clear()
 
     def look(self, *, thorough: bool) -> None:
-        """Ask the engine: the last pending status, and so on as long as they are final; if ``thorough``, all of them, for
-        one may have failed while an earlier one takes its time.
+        """Ask the engine: the last pending status, and so on as long as they are final; if ``thorough``, or if one of them
+        has failed, all of them: an earlier one may have failed before, for the reason that the others only follow.
         """
-        pending = self.pending
-        if thorough:
-            waiting = []
-            for status in pending:
-                if status.InProgress():
-                    waiting.append(status)
-                else:
-                    self._settle(status)
-            pending[:] = waiting
-        else:
-            while pending and not pending[-1].InProgress():
-                self._settle(pending.pop())
+        pending, failed = self.pending, []
+        while pending and not pending[-1].InProgress():
+            status = pending.pop()
+            if not status.Succeeded():
+                failed.append(status)
+        if pending and (thorough or failed):
+            waiting = [status for status in pending if status.InProgress()]
+            if len(waiting) < len(pending):
+                still = set(map(id, waiting))
+                settled = [status for status in pending if id(status) not in still]
+                failed += [status for status in reversed(settled) if not status.Succeeded()]
+                pending[:] = waiting
+        if failed:
+            self.fail(describe_failure(failed[-1].Code().name, failed[-1].Message()))
         self.news = self.news or not pending
-
-    def _settle(self, status: Any) -> None:
-        if not status.Succeeded():
-            self.fail(describe_failure(status.Code().name, status.Message()))
 
 
 SENTENCES = {

@@ -31,7 +31,7 @@ class Job:
 @dataclass
 class Fault:
     """What becomes of one job. code: how its status fails (None: it does not). landing: how many of its copies are written
-    nevertheless; late: only after the status has failed, when ``released`` is set, and ``done`` is set then.
+    nevertheless; late: only when ``released`` is set (after the status has failed), and ``done`` is set then.
     """
 
     code: int | None = None
@@ -200,12 +200,13 @@ class Line:
         if self.broken:
             job.status.Update(StatusCode.ERR_RDMA_OP, "Work Request Flushed Error")
             return
-        if fault is not None and fault.code is not None:
+        if fault is not None and fault.code is None:
+            self._await(fault)
+        elif fault is not None and fault.code is not None:
             if not fault.late:
                 self._write(job, fault.landing)
             job.status.Update(StatusCode(fault.code), fault.message)
-            if fault.late:
-                fault.released.wait()
+            if self._await(fault):
                 self._write(job, fault.landing)
             fault.done.set()
             self.broken = fault.code == StatusCode.ERR_RDMA_OP
@@ -215,6 +216,11 @@ class Line:
         else:
             self.broken = True
             job.status.Update(StatusCode.ERR_RDMA_OP, "transport retry counter exceeded")
+
+    def _await(self, fault: Fault) -> bool:
+        while fault.late and self._nic.running and not fault.released.wait(TICK_S):
+            continue
+        return fault.late
 
     def _write(self, job: Job, count: int) -> bool:
         chosen = list(zip(job.sources, job.offsets, strict=True))[:count]
