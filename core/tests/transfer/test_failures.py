@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +15,14 @@ from kv_core.contract.enums import Capability, TransferState
 from kv_core.contract.failures import NotSupported, TransportError
 from kv_core.protocol.effects import AddPeer, FencePeer, RemovePeer, SubmitChunk
 from kv_core.protocol.lifecycle import Phase
+from kv_core.runtime.process_proof import describe_process
+
+LIVES = """
+import json, sys
+from kv_core.runtime.process_proof import describe_process
+print(json.dumps(describe_process()), flush=True)
+sys.stdin.read()
+"""
 
 
 class Surprise(Exception):
@@ -92,6 +103,34 @@ def test_a_failed_transfer_stays_outstanding_until_it_is_quiescent():
         until(lambda: id(chunk) in b.sink.still)
         assert transport.posted[0].released
         b.rest()
+
+
+def test_a_failed_transfer_to_a_process_that_is_proven_dead_is_quiescent():
+    transport = DoubleTransport(auto=False)
+    with subprocess.Popen([sys.executable, "-c", LIVES], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        with bench(transport) as b:
+            doomed, other = b.stranger("doomed"), b.stranger("other")
+            b.engine.put(AddPeer(doomed.key, b"", doomed.layout, told))
+            b.engine.put(AddPeer(other.key, b"", other.layout, describe_process()))
+            chunk, alike = b.submit(doomed, [1], [1]), b.submit(other, [2], [2])
+            until(lambda: len(transport.posted) == 2)
+            for posted in transport.posted:
+                transport.fail(posted, "timed out", quiescent=False)
+            until(lambda: b.failure(chunk) and b.failure(alike))
+            assert (b.failure(chunk), b.sink.still) == (("timed out", False), set())
+            process.kill()
+            process.wait()
+            until(lambda: id(chunk) in b.sink.still)
+            assert id(alike) not in b.sink.still
+            assert [posted.released for posted in transport.posted] == [
+                posted.peer == doomed.key for posted in transport.posted
+            ]
+            for posted in transport.posted:
+                if not posted.released:
+                    transport.settle(posted)
+            b.rest()
 
 
 def test_a_transfer_that_was_given_up_and_lands_after_all_is_quiescent():

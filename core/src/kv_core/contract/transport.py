@@ -9,7 +9,8 @@ needs no lock for what core calls. ``wake`` alone may be called from any thread 
 **Quiescence.** A transfer is quiescent when no byte of it can still land (write) or still be read (read), whatever
 happens from now on. DONE implies quiescent. FAILED does *not*: a transport that can't be certain says
 ``quiescent=False`` and keeps reporting the transfer until it is certain. Timeouts, error codes, aborts and releases
-are no proof. Pages are reused on the strength of this one bit.
+are no proof. Pages are reused on the strength of this one bit. That the peer's process has ended is core's to prove,
+where it can be proven (same host): a transport need not look for it.
 """
 
 from __future__ import annotations
@@ -241,7 +242,9 @@ class Transport(ABC):
 
     @abstractmethod
     def release(self, transfer: Transfer) -> None:
-        """Give back what a transfer holds. Called once, after its record said quiescent, or at ``close``."""
+        """Give back what a transfer holds. Called once: after its record said quiescent, after core has proven that the
+        process of a failed transfer's peer has ended, or at ``close``.
+        """
 
     @abstractmethod
     def describe(self, peer: PeerKey) -> str:

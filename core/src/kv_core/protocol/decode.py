@@ -340,7 +340,7 @@ class DecodeMachine(Discovery):
             self._refused(peer, refusal(found, self.me.role, self.me.label, told.label), now)
             return
         peer.introduction, peer.layout, peer.label = told, layout, told.label
-        self._effects.append(AddPeer(peer.key, told.descriptor, layout))
+        self._effects.append(AddPeer(peer.key, told.descriptor, layout, told.process))
         self._dead.pop(peer.name, None)
         self._timers.cancel(("hello", peer))
         self._peer_ready(peer, now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kv_core.contract.records import PeerEvent, RoomEvent
@@ -52,11 +52,15 @@ class Unwatch:
 
 @dataclass(frozen=True)
 class AddPeer:
-    """Make the peer known to the transport and prepare the plan; answer with ``on_peer_failed`` if that fails."""
+    """Make the peer known to the transport and prepare the plan; answer with ``on_peer_failed`` if that fails.
+
+    ``process``: what the peer tells of its process, by which its end can be proven; empty if nothing.
+    """
 
     peer: PeerKey
     descriptor: bytes
     layout: Any
+    process: dict[str, str | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

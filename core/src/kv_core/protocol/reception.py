@@ -60,7 +60,7 @@ class Reception(Machine):
         told = packet.introduction
         peer = self._new_peer(packet.sender, packet.session, told.endpoint, now)
         peer.introduction, peer.layout, peer.label = told, layout, told.label
-        self._effects.append(AddPeer(peer.key, told.descriptor, layout))
+        self._effects.append(AddPeer(peer.key, told.descriptor, layout, told.process))
         self._peer_ready(peer, now)
         self._welcome(peer)
         if peer.name not in self._old:

@@ -62,7 +62,7 @@ class Commands:
             self._dispatcher.peer_unusable(peer, described(error))
             self._reports.peer_failed(peer, described(error))
             return
-        self._dispatcher.peer_ready(peer, plan, prepared, fabric)
+        self._dispatcher.peer_ready(peer, plan, prepared, fabric, command.process)
 
     def _remove_peer(self, peer: PeerKey) -> None:
         self._source_plans.pop(peer, None)

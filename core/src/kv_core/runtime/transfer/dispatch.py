@@ -8,7 +8,7 @@ one peer, up to ``OPEN_JOBS`` chunks take turns batch by batch, so that a room o
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import Capability
@@ -72,11 +72,13 @@ class Dispatcher:
 
     # -- peers -----------------------------------------------------------------------------------------------------
 
-    def peer_ready(self, key: PeerKey, plan: TransferPlan, prepared: Prepared, fabric: str) -> None:
+    def peer_ready(
+        self, key: PeerKey, plan: TransferPlan, prepared: Prepared, fabric: str, process: Mapping[str, object]
+    ) -> None:
         """Chunks for this peer may be posted from now on."""
         self._gone.pop(key, None)
         peer = self._peer(key)
-        peer.plan, peer.prepared, peer.problem, peer.fabric = plan, prepared, "", fabric
+        peer.plan, peer.prepared, peer.problem, peer.fabric, peer.process = plan, prepared, "", fabric, process
         self._runnable[peer] = None
 
     def peer_unusable(self, key: PeerKey, problem: str) -> None:

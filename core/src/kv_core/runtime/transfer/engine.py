@@ -13,6 +13,8 @@ from kv_core.contract.memory import Topology
 from kv_core.contract.transport import Transport
 from kv_core.layout import MemoryLayout
 from kv_core.protocol.effects import AddPeer, FencePeer, RemovePeer, SubmitChunk, VerifyDigests
+from kv_core.runtime.process_proof import is_proven_dead
+from kv_core.runtime.transfer.deaths import IsDead
 from kv_core.runtime.transfer.owner import Owner
 from kv_core.runtime.transfer.shards import Shards, shard_count
 from kv_core.runtime.transfer.sink import TransferSink
@@ -31,7 +33,8 @@ class TransferEngine:
     that submits. The memory of ``layout`` must be registered already. ``layout`` and ``topology`` are this rank's own;
     ``AddPeer.layout`` is the peer's ``MemoryLayout``. ``clock`` is monotonic, in seconds.
 
-    *Quiescence.* What a transport says of its transfers is passed on, and nothing is made up. Where ``submit`` raises
+    *Quiescence.* What a transport says of its transfers is passed on. Beyond that there is one proof: ``is_dead`` says, of
+    what ``AddPeer.process`` tells, that the peer's process has ended, which settles its failed transfers. Where ``submit`` raises
     anything but a ``TransportError`` with ``quiescent=True``, there is no transfer to ask about: the chunk is reported
     as failed and not quiescent, no ``quiescent`` follows, ``snapshot()["lost_submissions"]`` counts it, and ``close``
     returns False. A transport that can tell more returns a transfer, and lets ``progress`` report it.
@@ -40,7 +43,7 @@ class TransferEngine:
     def __init__(
         self, transport: Transport, layout: MemoryLayout, topology: Topology, config: TransferConfig,
         sink: TransferSink, clock: Callable[[], float], logger: logging.Logger,
-        *, capabilities: frozenset[Capability] = frozenset(), name: str = "kv-transfer",
+        *, capabilities: frozenset[Capability] = frozenset(), name: str = "kv-transfer", is_dead: IsDead = is_proven_dead,
     ) -> None:  # fmt: skip
         self._transport = transport
         self._layout = layout
@@ -49,7 +52,7 @@ class TransferEngine:
         self._name = name
         self._shards = Shards(shard_count(config.queue_shards))
         self._owner = Owner(
-            transport, layout, topology, config, sink, clock, logger, frozenset(capabilities), self._shards
+            transport, layout, topology, config, sink, clock, logger, frozenset(capabilities), self._shards, is_dead
         )
         self._thread = threading.Thread(target=self._owner.run, name=name)
         self._lock = threading.Lock()

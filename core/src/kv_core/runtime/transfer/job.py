@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from kv_core.contract.transport import PeerKey, Prepared, Transfer, TransferPlan
 from kv_core.layout import Batch
@@ -17,7 +17,7 @@ class PeerState:
     ``prepared`` is None before ``AddPeer`` was performed, and for a peer that can't be used: ``problem`` says why.
     """
 
-    __slots__ = ("fabric", "in_flight", "jobs", "key", "plan", "prepared", "problem", "transfers", "waiting")
+    __slots__ = ("fabric", "in_flight", "jobs", "key", "plan", "prepared", "problem", "process", "transfers", "waiting")
 
     def __init__(self, key: PeerKey) -> None:
         self.key = key
@@ -25,6 +25,7 @@ class PeerState:
         self.prepared: Prepared | None = None
         self.problem = ""
         self.fabric = ""  # what is really in use, in the transport's words
+        self.process: Mapping[str, object] = {}  # what it told of its process
         self.waiting: deque[TransferKVChunk] = deque()
         self.jobs: deque[ChunkJob] = deque()  # claimed, with batches still to post
         self.in_flight = 0  # bytes posted that may still be moving

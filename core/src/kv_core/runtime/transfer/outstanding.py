@@ -88,6 +88,15 @@ class Outstanding:
         except SURVIVED as error:
             self._troubles.add("cancel() failed", error)
 
+    def unproven(self) -> list[Posting]:
+        """Those that have failed and are not known to be quiescent."""
+        return [posting for posting in self._postings.values() if posting.failed]
+
+    def settle(self, posting: Posting) -> None:
+        """It is proven from elsewhere that this failed posting is quiescent."""
+        self._forget(posting)
+        self._outcomes.on_quiescent(posting)
+
     def drop_all(self) -> list[Posting]:
         """At the end: release everything, quiescent or not; returns what was outstanding."""
         postings = list(self._postings.values())

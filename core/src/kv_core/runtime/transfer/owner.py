@@ -18,6 +18,7 @@ from kv_core.protocol.effects import AddPeer, FencePeer, RemovePeer, VerifyDiges
 from kv_core.runtime.transfer.aux import AuxDataCodec
 from kv_core.runtime.transfer.blocking import ThreadedPoster
 from kv_core.runtime.transfer.commands import Commands
+from kv_core.runtime.transfer.deaths import Deaths, IsDead
 from kv_core.runtime.transfer.digest import Hasher
 from kv_core.runtime.transfer.dispatch import Dispatcher
 from kv_core.runtime.transfer.memory import HostMemory
@@ -50,7 +51,7 @@ class Owner:
     def __init__(
         self, transport: Transport, layout: MemoryLayout, topology: Topology, config: TransferConfig,
         sink: TransferSink, clock: Callable[[], float], logger: logging.Logger, capabilities: frozenset[Capability],
-        shards: Shards,
+        shards: Shards, is_dead: IsDead,
     ) -> None:  # fmt: skip
         self.commands: SimpleQueue[Command] = SimpleQueue()
         self.shards = shards
@@ -81,6 +82,7 @@ class Owner:
         else:
             self.poster = DirectPoster(transport, clock, self.dispatcher)
         self.dispatcher.connect(self.poster, self.outstanding)
+        self._deaths = Deaths(self.outstanding, is_dead, clock)
         self.parking = Parking(clock, self.dispatcher, self.troubles)
         self._perform = Commands(
             transport, layout, topology, self.dispatcher, reports, self.troubles, hasher, codec
@@ -143,6 +145,7 @@ class Owner:
         self.poster.turn()
         self.dispatcher.post()
         self.outstanding.progress()
+        self._deaths.look()
         now = self._clock()
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
@@ -225,6 +228,7 @@ class Owner:
     def _drive(self) -> None:
         self.poster.turn()
         self.outstanding.progress()
+        self._deaths.look()
 
     def _drive_last(self) -> None:
         self._run_commands()
