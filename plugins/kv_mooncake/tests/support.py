@@ -21,6 +21,7 @@ from kv_core import KVArgs, Pool, Role, TransferConfig
 from kv_core.contract.transport import PeerKey, Prepared, Transfer, TransferProgress, TransportContext
 from kv_core.layout import Batch, MemoryLayout, make_batch, plan_transfer
 from kv_mooncake import MooncakeTransport, preflight
+from kv_mooncake.transport import MooncakePrepared
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,7 +44,7 @@ class End:
 
     def __init__(
         self, role: Role, *, buffers: int = 4, items: int = 64, item_len: int = 4096, fill: int | None = None,
-        seed: int = 0, options: Mapping[str, object] | None = None,
+        seed: int = 0, options: Any = None,
     ) -> None:  # fmt: skip
         random = np.random.default_rng(seed)
 
@@ -73,7 +74,7 @@ class End:
         """See ``Transport``."""
         return self.transport.local_descriptor()
 
-    def meet(self, other: End | RemoteEnd, generation: int = 1) -> Prepared:
+    def meet(self, other: End | RemoteEnd, generation: int = 1) -> MooncakePrepared:
         """Make the other end known here."""
         key = PeerKey(other.name, generation)
         self.transport.add_peer(key, other.descriptor)

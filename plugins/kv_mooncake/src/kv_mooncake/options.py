@@ -118,7 +118,7 @@ def _check_rdma(present: list[str]) -> None:
 
 def _number(options: Mapping[str, Any], name: str, *, whole: bool) -> Any:
     value = options[name]
-    if type(value) is not int and (whole or type(value) is not float) or not value > 0:
+    if (type(value) is not int and (whole or type(value) is not float)) or not value > 0:
         kind = "whole number" if whole else "number"
         raise InvalidConfig(f"TransferConfig.options[{name!r}] is {value!r}, must be a {kind} greater than 0")
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 LISTEN = "0A"
@@ -39,15 +40,26 @@ def is_local(host: str) -> bool:
         return False
 
 
-def listens(port: int) -> bool:
-    """Whether any process of this network namespace listens on this TCP port, by the kernel's own table."""
-    wanted = f":{port:04X}"
-    for table in TABLES:
-        with table.open(encoding="ascii") as lines:
-            for line in lines:
-                fields = line.split()
-                if fields[3] == LISTEN and fields[1].endswith(wanted):
-                    return True
+def _listens(port: int, *, unknown: bool) -> bool:
+    """Whether any process of this network namespace listens on this TCP port, by the kernel's own tables.
+
+    ``unknown`` is the answer where they can't be read.
+    """
+    try:
+        found = _listens_in(TABLES[0], f":{port:04X}")
+        with suppress(FileNotFoundError):  # a kernel without IPv6
+            found = found or _listens_in(TABLES[1], f":{port:04X}")
+    except (OSError, LookupError, ValueError):
+        return unknown
+    return found
+
+
+def _listens_in(table: Path, port: str) -> bool:
+    with table.open(encoding="ascii") as lines:
+        for line in lines:
+            fields = line.split()
+            if fields[3] == LISTEN and fields[1].endswith(port):
+                return True
     return False
 
 
@@ -55,13 +67,14 @@ class Death:
     """Collects the proof that a peer's engine has ended. One thread.
 
     A refused connection is no proof: a firewall refuses too, while what is connected goes on. So it is only ever proven
-    for a peer on this host: nobody listens on its port, which the engine holds until its own threads have ended, or the
-    kernel until the last thread of the process has. A child that inherited the port keeps it, which proves nothing.
+    for a peer on this host: nobody listens on its port any more, which the engine holds until its own threads have ended,
+    or the kernel until the last thread of the process has. A child that inherited the port keeps it, which proves
+    nothing; nor does a port that nobody was ever seen to listen on (behind address translation, say).
     """
 
     def __init__(self, host: str, port: int) -> None:
         self._port = port
-        self._watchable = is_local(host)
+        self._watchable = is_local(host) and _listens(port, unknown=False)
         self._next_look = 0.0
         self._gone_since: float | None = None
 
@@ -71,11 +84,7 @@ class Death:
             return False
         if now >= self._next_look:
             self._next_look = now + LOOK_EVERY_S
-            try:
-                there = listens(self._port)
-            except (OSError, LookupError):  # no such table: nothing is proven
-                there = True
-            if there:
+            if _listens(self._port, unknown=True):
                 self._gone_since = None
             elif self._gone_since is None:
                 self._gone_since = now
