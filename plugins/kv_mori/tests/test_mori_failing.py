@@ -120,18 +120,15 @@ def test_a_stopped_peer_is_waited_for():
         assert np.array_equal(target.fetch(), source.pages)
 
 
-def test_an_exception_out_of_the_call_is_kept_with_the_statuses_that_it_holds():
+def test_an_exception_out_of_the_call_leaves_its_statuses_alive():
     with End(Role.PREFILL) as source, End(Role.DECODE, fill=POISON) as target:
         prepared = source.meet(target)
         source.nic.next_post_raises = True
         (record,) = source.finish(source.write(prepared, [0], [0]))
         assert (record.state, record.quiescent) == (FAILED, False)
         assert "cut off" in (record.error or "")
-        (kept,) = source.transport._kept
-        frames = kept.__traceback__
-        while frames.tb_next is not None and "transfer_status" not in frames.tb_frame.f_locals:
-            frames = frames.tb_next
-        assert len(frames.tb_frame.f_locals["transfer_status"]) == 4
+        kept = [item for held in source.transport._kept for item in held if hasattr(item, "InProgress")]
+        assert len(kept) >= 4
 
 
 def test_parts_that_the_engine_did_not_take_up_fail():

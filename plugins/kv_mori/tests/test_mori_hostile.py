@@ -44,6 +44,7 @@ HOSTILE = {
     "engine key is huge": change([2, 0], "x" * 2000),
     "port too large": change([2, 4], 70_000),
     "port is text": change([2, 4], "80"),
+    "host is a name": change([2, 3], "somewhere.example"),
     "nested": change([2, 3], [[[]]]),
     "short engine": lambda fields: fields[2].pop(),
     "many fields": lambda fields: fields[2].extend(range(40)),

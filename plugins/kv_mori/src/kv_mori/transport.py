@@ -17,7 +17,7 @@ blocks in ``wait_all`` on the oldest status, natively and for a millisecond at a
   mistakes never get that far, and are quiescent.)
 - INIT after the call: not taken up. Probably nothing was posted; it is not taken for a proof.
 - An exception out of ``batch_write``: earlier pairs may have been posted. Nothing is proven, and the engine may still
-  hold pointers to statuses that live in the exception's traceback only: so the exception is kept.
+  hold pointers to statuses that live in the frames of that call only: so those are kept.
 - A killed peer: its NIC no longer acknowledges, and the statuses fail after the retry limit (about 4 seconds). Such a
   transfer is quiescent when the peer's *process* is proven dead: what still goes out lands in memory that nobody has.
   The proof works between processes of one host; of another host's process nothing here can prove it.
@@ -80,6 +80,16 @@ class MoriPeer:
             self._look_at = now + PROOF_S
             self._dead = is_proven_dead(self.process)
         return self._dead
+
+
+def orphans(error: BaseException) -> list[Any]:
+    """Lists that only the frames of a call that raised still hold: the statuses that MORI's Python layer made are one."""
+    found: list[Any] = []
+    trace = error.__traceback__
+    while trace is not None:
+        found += [value for value in trace.tb_frame.f_locals.values() if isinstance(value, list)]
+        trace = trace.tb_next
+    return found
 
 
 class MoriPrepared(Prepared):
@@ -204,12 +214,12 @@ class MoriTransport(Transport):
             return
         try:
             found = wire.unpack(descriptor)
-            engine = self._io.EngineDesc.unpack(found.engine)
+            there = self._io.EngineDesc.unpack(found.engine)
             memory = {item.index: self._io.MemoryDesc.unpack(item.packed) for item in found.memory}
         except Exception as error:
             raise TransportError(f"peer {peer.name[:8]} sent {error}", quiescent=True) from error
-        if engine.key == self.context.instance_id or any(
-            known.engine.key == engine.key for key, known in self._peers.items() if key.name != peer.name
+        if there.key == self.context.instance_id or any(
+            known.engine.key == there.key for key, known in self._peers.items() if key.name != peer.name
         ):
             raise TransportError(f"peer {peer.name[:8]} sent the engine key of another one", quiescent=True)
         for key in [key for key in self._peers if key.name == peer.name]:
@@ -219,8 +229,8 @@ class MoriTransport(Transport):
                     quiescent=True,
                 )
             self.remove_peer(key)
-        self._engine.register_remote_engine(engine)
-        self._peers[peer] = MoriPeer(engine, memory, found.process)
+        self._engine.register_remote_engine(there)
+        self._peers[peer] = MoriPeer(there, memory, found.process)
 
     def remove_peer(self, peer: PeerKey) -> None:
         """See ``Transport``. What was held back for it fails; what was posted stays in ``progress``."""
@@ -310,9 +320,9 @@ class MoriTransport(Transport):
         uids = list(itertools.islice(self._uids, len(local)))
         try:
             transfer.posted(self._engine.batch_write(local, local_offsets, remote, remote_offsets, sizes, uids))
-        except Exception as error:  # noqa: BLE001  (kept: its traceback holds statuses that the engine may write to)
-            self._kept.append(error)
-            transfer.statuses.append(error)
+        except Exception as error:  # noqa: BLE001  (whatever it was, the transfer has failed, and core is told)
+            self._kept += orphans(error)
+            transfer.statuses.append(None)  # unknown ones: something may have been posted
             transfer.fail(f"MORI's batch_write raised {type(error).__name__}: {error}")
 
     def progress(self, transfers: Sequence[Transfer]) -> list[TransferProgress]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
 import msgspec
@@ -65,6 +66,7 @@ def unpack(data: bytes) -> Descriptor:
         raise ValueError("an engine descriptor with other fields than MORI's")
     if not key or not 0 <= rest[3] <= 65_535:
         raise ValueError(f"an engine descriptor with key {key!r} and port {rest[3]}")
+    ipaddress.IPv4Address(rest[2])  # MORI takes a name for 255.255.255.255
     indices = {memory.index for memory in found.memory}
     if len(indices) != len(found.memory):
         raise ValueError("a region twice")
