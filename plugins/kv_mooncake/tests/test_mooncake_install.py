@@ -52,7 +52,7 @@ print(transport.local_descriptor().decode())
 """
 
 
-def run(program: str, prefix: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+def run(program: str, *prefix: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [*prefix, sys.executable, "-c", program]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=100, cwd=ROOT, env={**os.environ, **environment}
@@ -147,7 +147,7 @@ def test_a_system_library_that_is_missing(name, package, tmp_path):
     prefix = ("unshare", "-m", "sh", "-c", overlay + script, "sh")
     if subprocess.run([*prefix, "true"], capture_output=True).returncode:
         pytest.skip("no mount namespace with an overlay can be made here")
-    done = run(LOAD, prefix)
+    done = run(LOAD, *prefix)
     assert f"{name}: cannot open shared object file" in done.stdout, done.stderr
     assert package in done.stdout
 
@@ -173,6 +173,14 @@ def test_close_ends_the_engines_threads_and_ports():
 
 
 def test_ipv6():
-    done = run(USE.replace("TransferConfig(", "TransferConfig(advertised_host='::1', "))
+    program = USE.replace("TransferConfig(", "TransferConfig(advertised_host='::1', ") + (
+        "from kv_core.contract.transport import PeerKey\n"
+        "key = PeerKey('me', 1)\n"
+        "transport.add_peer(key, transport.local_descriptor())\n"
+        "print(transport.probe(key))\n"
+    )
+    done = run(program, MC_USE_IPV6="1")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.rstrip().endswith(" ::1")
+    assert done.stdout.splitlines()[0].endswith(" ::1")
+    assert done.stdout.splitlines()[1] == "True"
+    assert "set it before Python starts" in run(program).stderr

@@ -26,6 +26,7 @@ engine that does not answer, a session that could not be opened.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -87,15 +88,11 @@ class MooncakeTransport(Transport):
         if context.direction is not Direction.WRITE:
             raise InvalidConfig("kv-mooncake writes (direction 'write'), it does not read")
         host = context.advertised_host
-        try:
-            check_host(host)
-        except ValueError as error:
-            raise InvalidConfig(f"TransferConfig.advertised_host (or host): {error}") from None
+        _check_host(host)
         self._options = options = Options.parse(context.config.options)
         timeout_s = engine_timeout_s()
-        wanted = {**options.environment, "MC_USE_IPV6": "1"} if ":" in host else options.environment
-        devices = ",".join(options.devices)
-        self._engine = open_engine(f"[{host}]" if ":" in host else host, options.protocol, devices, wanted)
+        address = f"[{host}]" if ":" in host else host
+        self._engine = open_engine(address, options.protocol, ",".join(options.devices), options.environment)
         self._memory = RegisteredMemory(self._engine)
         self._mover = Mover(self._engine, timeout_s, spin=options.protocol != "tcp", clock=time.monotonic)
         self._descriptor = Descriptor(host, self._engine.get_rpc_port(), options.protocol)
@@ -246,3 +243,15 @@ class MooncakeTransport(Transport):
             peer.removed = True
         self._peers.clear()
         del self._engine, self._memory, self._mover
+
+
+def _check_host(host: str) -> None:
+    try:
+        check_host(host)
+    except ValueError as error:
+        raise InvalidConfig(f"TransferConfig.advertised_host (or host): {error}") from None
+    if ":" in host and not os.environ.get("MC_USE_IPV6"):
+        raise InvalidConfig(
+            f"TransferConfig.advertised_host (or host) is the IPv6 address {host}, and the engine listens on IPv4 only "
+            "unless MC_USE_IPV6=1 is set before it is imported: set it before Python starts"
+        )
