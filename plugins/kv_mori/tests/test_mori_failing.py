@@ -86,7 +86,7 @@ def test_a_broken_queue_pair_refuses_what_comes_later_before_it_is_posted():
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_a_killed_peer_fails_and_its_death_is_the_proof(busy):
+def test_a_killed_peer_fails_and_others_and_its_successor_are_served(busy):
     with End(Role.PREFILL) as source, RemoteEnd() as target, RemoteEnd() as survivor:
         prepared, other = source.meet(target), source.meet(survivor)
         pages = np.arange(64)
@@ -97,8 +97,9 @@ def test_a_killed_peer_fails_and_its_death_is_the_proof(busy):
         target.kill()
         source.nic.gate.set()
         transfers += [source.write(prepared, pages, pages)] if not busy else []
-        (record,) = source.settle(*transfers)
-        assert (record.state, record.quiescent) == (FAILED, True)
+        (record,) = source.finish(*transfers)
+        assert (record.state, record.quiescent) == (FAILED, False), "that the process has ended is core's to prove"
+        source.transport.release(*transfers)
         assert SENTENCES["ERR_RDMA_OP"] in (record.error or "")
         assert states(source.settle(source.write(other, pages, pages))) == [DONE]
         assert np.array_equal(survivor.fetch(), source.pages)

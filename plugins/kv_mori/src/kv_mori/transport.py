@@ -18,11 +18,10 @@ blocks in ``wait_all`` on the oldest status, natively and for a millisecond at a
 - INIT after the call: not taken up. Probably nothing was posted; it is not taken for a proof.
 - An exception out of ``batch_write``: earlier pairs may have been posted. Nothing is proven, and the engine may still
   hold pointers to statuses that live in the frames of that call only: so those are kept.
-- A killed peer: its NIC no longer acknowledges, and the statuses fail after the retry limit (about 4 seconds). Such a
-  transfer is quiescent when the peer's *process* is proven dead: what still goes out lands in memory that nobody has.
-  The proof works between processes of one host; of another host's process nothing here can prove it.
+- A killed peer: its NIC no longer acknowledges, and the statuses fail after the retry limit (about 4 seconds). That its
+  process has ended is core's to prove; nothing here can.
 
-So a failed transfer is quiescent if nothing of it was posted, or if the peer's process is proven dead, and else never.
+So a failed transfer is quiescent if nothing of it was posted, and else never on MORI's word.
 """
 
 from __future__ import annotations
@@ -49,7 +48,6 @@ from kv_core.contract.transport import (
     Transport,
     TransportContext,
 )
-from kv_core.runtime.process_proof import describe_process, is_proven_dead
 from kv_mori import wire
 from kv_mori.engine import load, open_engine
 from kv_mori.options import MoriOptions
@@ -58,28 +56,17 @@ from kv_mori.transfer import MoriTransfer, cut
 SLICE_MS = 1
 """How long ``wake`` may go unheard while something is in flight."""
 SCAN_S = 0.05
-PROOF_S = 0.25
 
 
 class MoriPeer:
     """What is known of a peer. ``weight``: work requests in flight to it; ``waiting``: transfers with parts held back."""
 
-    def __init__(self, engine: Any, memory: dict[int, Any], process: dict[str, str | int]) -> None:
+    def __init__(self, engine: Any, memory: dict[int, Any]) -> None:
         self.engine = engine
         self.memory = memory
-        self.process = process
         self.weight = 0
         self.waiting: deque[MoriTransfer] = deque()
         self.failed = False
-        self._dead = False
-        self._look_at = 0.0
-
-    def is_dead(self, now: float) -> bool:
-        """Whether the peer's process is proven to have ended; looks at most four times a second."""
-        if not self._dead and now >= self._look_at:
-            self._look_at = now + PROOF_S
-            self._dead = is_proven_dead(self.process)
-        return self._dead
 
 
 def orphans(error: BaseException) -> list[Any]:
@@ -204,7 +191,7 @@ class MoriTransport(Transport):
     def local_descriptor(self) -> bytes:
         """See ``Transport``."""
         memory = tuple(wire.Memory(region.index, region.nbytes, desc.pack()) for region, desc in self._memory.items())
-        return wire.pack(self._engine.get_engine_desc().pack(), describe_process(), memory)
+        return wire.pack(self._engine.get_engine_desc().pack(), memory)
 
     # -- peers -----------------------------------------------------------------------------------------------------
 
@@ -230,7 +217,7 @@ class MoriTransport(Transport):
                 )
             self.remove_peer(key)
         self._engine.register_remote_engine(there)
-        self._peers[peer] = MoriPeer(there, memory, found.process)
+        self._peers[peer] = MoriPeer(there, memory)
 
     def remove_peer(self, peer: PeerKey) -> None:
         """See ``Transport``. What was held back for it fails; what was posted stays in ``progress``."""
@@ -336,9 +323,7 @@ class MoriTransport(Transport):
         for transfer in transfers:
             assert isinstance(transfer, MoriTransfer), "made by submit()"
             if transfer.error is not None:
-                records.append(
-                    TransferProgress(transfer, transfer.state, self._is_quiescent(transfer, now), transfer.error)
-                )
+                records.append(TransferProgress(transfer, transfer.state, not transfer.statuses, transfer.error))
             elif not (transfer.pending or transfer.held):
                 records.append(TransferProgress(transfer, transfer.state, quiescent=True))
         return records
@@ -358,9 +343,6 @@ class MoriTransport(Transport):
         for peer in {id(peer): peer for peer in self._moving.values() if peer.waiting}.values():
             self._post(peer)
         return bool(news)
-
-    def _is_quiescent(self, transfer: MoriTransfer, now: float) -> bool:
-        return not transfer.statuses or self._moving[transfer].is_dead(now)
 
     def release(self, transfer: Transfer) -> None:
         """See ``Transport``. Statuses of anything but a success are kept until the engine is gone."""

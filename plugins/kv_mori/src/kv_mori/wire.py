@@ -26,21 +26,20 @@ class Memory(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Descriptor(msgspec.Struct, array_like=True, frozen=True):
-    """``engine``: MORI's packed ``EngineDesc``. ``process``: core's description, by which its end can be proven."""
+    """``engine``: MORI's packed ``EngineDesc``."""
 
     magic: str
     version: int
     engine: bytes
-    process: dict[str, str | int]
     memory: tuple[Memory, ...]
 
 
 _DECODER = msgspec.msgpack.Decoder(Descriptor)
 
 
-def pack(engine: bytes, process: dict[str, str | int], memory: tuple[Memory, ...]) -> bytes:
+def pack(engine: bytes, memory: tuple[Memory, ...]) -> bytes:
     """The bytes for peers. Raises ``TransportError`` if there are too many regions for core's limit of 1 MiB."""
-    data = msgspec.msgpack.encode(Descriptor(MAGIC, VERSION, engine, process, memory))
+    data = msgspec.msgpack.encode(Descriptor(MAGIC, VERSION, engine, memory))
     if len(data) > MAX_BYTES:
         raise TransportError(
             f"the descriptor of {len(memory)} memory regions takes {len(data)} bytes, at most {MAX_BYTES} are allowed: "
