@@ -1,10 +1,9 @@
-"""The parts by themselves: breaker, descriptor, options, registered memory, codes, proof."""
+"""The parts by themselves: breaker, descriptor, options, registered memory, codes."""
 
 from __future__ import annotations
 
 import errno
 import os
-import socket
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from kv_core import InvalidConfig, MemoryKind, Region, RegistrationError, Role, TransferConfig, TransportError
 from kv_core.contract.enums import Direction
 from kv_core.contract.transport import PeerKey, TransportContext
-from kv_mooncake import MooncakeTransport, options, proof
+from kv_mooncake import MooncakeTransport, options
 from kv_mooncake.breaker import MAX_BACKOFF, Breaker
 from kv_mooncake.codes import meaning
 from kv_mooncake.descriptor import MAGIC, Descriptor
@@ -274,39 +273,3 @@ def test_every_code_is_a_sentence_with_its_number(code):
 
 def test_what_is_in_flight_to_a_peer_fits_into_the_engines_queue():
     assert PIECE * IN_FLIGHT <= 1024
-
-
-def test_only_an_address_of_this_host_is_local():
-    assert proof.is_local("127.0.0.1")
-    assert not proof.is_local("192.0.2.1")
-    assert not proof.is_local("localhost")  # a name may mean something else tomorrow
-
-
-def test_the_end_is_proven_for_a_listener_that_was_seen_and_has_gone():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        death = proof.Death("127.0.0.1", port)
-        assert not death.proven_for(0.0, 10.0)
-    assert not death.proven_for(0.0, 20.0)  # gone, and the engine needs time to fail what waits
-    assert not death.proven_for(20.5, 22.0)  # failed later than it went
-    assert death.proven_for(19.0, 22.5)
-
-
-@pytest.mark.parametrize("host", ["192.0.2.1", "localhost"])
-def test_nothing_is_proven_of_another_host(host):
-    death = proof.Death(host, 9)
-    assert not any(death.proven_for(0.0, now) for now in (10.0, 20.0, 30.0))
-
-
-def test_nothing_is_proven_of_a_port_that_nobody_was_seen_on():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    death = proof.Death("127.0.0.1", port)
-    assert not any(death.proven_for(0.0, now) for now in (10.0, 20.0, 30.0))
-
-
-def test_nothing_is_proven_where_the_kernels_table_can_not_be_read(monkeypatch, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        death = proof.Death("127.0.0.1", server.getsockname()[1])
-    monkeypatch.setattr(proof, "TABLES", (tmp_path / "tcp", tmp_path / "tcp6"))
-    assert not any(death.proven_for(0.0, now) for now in (10.0, 20.0, 30.0))

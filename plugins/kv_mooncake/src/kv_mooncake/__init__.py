@@ -1,7 +1,7 @@
 """kv-mooncake: pages over one Mooncake ``TransferEngine``, by TCP, or by RDMA where there is a device.
 
 Read in this order: ``transport`` (the contract, and what is said about quiescence), ``posting`` (how a batch is moved),
-``peer`` (``breaker``, ``proof``), ``memory``, ``descriptor``, ``engine`` (finding and loading the native library), ``options``.
+``peer`` with its ``breaker``, ``memory``, ``descriptor``, ``engine`` (finding and loading the native library), ``options``.
 """
 
 from importlib.metadata import version

@@ -10,11 +10,11 @@ import importlib
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeAlias
 
 from kv_core import TransportError
 from kv_mooncake.codes import meaning
@@ -40,48 +40,15 @@ class Wheel(NamedTuple):
     version: str
 
 
-class Engine(Protocol):
-    """What is used of ``mooncake.engine.TransferEngine``. Codes: 0 is good; ids: 0 means that nothing was posted."""
-
-    def initialize(self, local_hostname: str, metadata_server: str, protocol: str, device_name: str) -> int:
-        """Start its threads and listeners."""
-        ...
-
-    def get_rpc_port(self) -> int:
-        """The port that peers know it by."""
-        ...
-
-    def register_memory(self, buffer_addr: int, capacity: int, location: str) -> int:
-        """Let peers write there."""
-        ...
-
-    def unregister_memory(self, buffer_addr: int) -> int:
-        """Refuse peers from now on; what has begun to land there goes on."""
-        ...
-
-    def batch_transfer_sync_write(
-        self, session: str, buffers: list[int], peer_addresses: list[int], lengths: list[int]
-    ) -> int:
-        """Post and wait, in a native busy loop."""
-        ...
-
-    def batch_transfer_async_write(
-        self, session: str, buffers: list[int], peer_addresses: list[int], lengths: list[int]
-    ) -> int:
-        """Post; an id."""
-        ...
-
-    def get_batch_transfer_status(self, ids: list[int]) -> int:
-        """Wait, in a native busy loop; frees the ids."""
-        ...
-
-    def transfer_submit_write(self, session: str, buffer: int, peer_address: int, length: int) -> int:
-        """Post one copy; an id."""
-        ...
-
-    def transfer_check_status(self, transfer_id: int) -> int:
-        """1 done, -1 failed (both free the id), 0 pending. Does not wait."""
-        ...
+# mooncake.engine.TransferEngine, which has no types. Used of it, all by position; a code of 0 is good, an id of 0 means that
+# nothing was posted, `copies` is (session, addresses here, addresses there, lengths) with lists of int:
+#   initialize(host, "P2PHANDSHAKE", protocol, devices) -> code             get_rpc_port() -> port, its name for peers
+#   register_memory(address, nbytes, location) -> code                      unregister_memory(address) -> code
+#   batch_transfer_async_write(*copies) -> id                               batch_transfer_sync_write(*copies) -> code
+#   get_batch_transfer_status([ids]) -> code: waits in a native busy loop, frees the ids
+#   transfer_submit_write(session, address, address, length) -> id, of one copy
+#   transfer_check_status(id) -> 1 done, -1 failed (both free it), 0 pending: does not wait
+Engine: TypeAlias = Any
 
 
 def installed_wheels() -> list[Wheel]:
@@ -129,7 +96,7 @@ def environment(extra: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _engine_class() -> type[Engine]:
+def _engine_class() -> Callable[[], Engine]:
     wheels = installed_wheels()
     if len(wheels) > 1:
         names = " ".join(wheel.name for wheel in wheels)
@@ -158,7 +125,7 @@ def _engine_class() -> type[Engine]:
         raise
     if "MC_LOG_LEVEL" not in os.environ:
         _quieten()
-    found: type[Engine] = module.TransferEngine
+    found: Callable[[], Engine] = module.TransferEngine
     return found
 
 

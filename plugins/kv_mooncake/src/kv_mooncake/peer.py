@@ -1,7 +1,8 @@
-"""One generation of a peer: where it is, whether it may be posted to, and whether it has provably ended."""
+"""One generation of a peer: where it is, and whether it may be posted to."""
 
 from __future__ import annotations
 
+import socket
 import time
 
 from kv_core import TransportError
@@ -9,19 +10,17 @@ from kv_core.contract.transport import PeerKey
 from kv_mooncake.breaker import Breaker
 from kv_mooncake.descriptor import Descriptor
 from kv_mooncake.posting import Outcome
-from kv_mooncake.proof import Death, answers
 
 PROBE_S = 1.0
 
 
 class Peer:
-    """``admit`` and ``tell`` belong to the peer's posting thread, ``death`` to the owner thread."""
+    """``admit`` and ``tell`` belong to the peer's posting thread, the rest to any."""
 
     def __init__(self, key: PeerKey, where: Descriptor, breaker: Breaker) -> None:
         self.key = key
         self.where = where
         self.session = where.session
-        self.death = Death(where.host, where.port)
         self.removed = False  # set by the owner, read by the posting thread
         self._breaker = breaker
         self._met = False
@@ -29,7 +28,7 @@ class Peer:
 
     def probe(self) -> bool:
         """Whether its engine answers now. Takes up to ``PROBE_S`` twice."""
-        return answers(self.where.host, self.where.port, PROBE_S)
+        return _answers(self.where.host, self.where.port, PROBE_S)
 
     def admit(self) -> None:
         """Return if a batch may be posted now; raises ``TransportError`` (quiescent: nothing was posted) if not.
@@ -62,3 +61,17 @@ class Peer:
         else:
             self._last_error = outcome.error
             self._breaker.failed(time.monotonic(), at_once=outcome.overran)
+
+
+def _answers(host: str, port: int, timeout_s: float) -> bool:
+    """Whether the engine at this address serves its RPC port now. Takes up to ``timeout_s``.
+
+    The engine's own ``send_probe`` blocks for a minute if the peer is stopped. This ends our side of a connection and
+    sees whether the engine ends its own: a stopped process's kernel accepts connections, but nobody closes them.
+    """
+    try:
+        with socket.create_connection((host, port), timeout_s) as connection:
+            connection.shutdown(socket.SHUT_WR)
+            return connection.recv(1) == b""
+    except (OSError, UnicodeError):  # the latter: no host name at all
+        return False

@@ -15,12 +15,10 @@ FAILED and *not* quiescent. What would prove it quiescent, and what does not:
   that it can refuse one of them only by refusing all. So FENCE is not declared.
 - *An error code, a refused or reset connection, a timeout.* A firewall refuses connections too, and lets those that exist
   go on.
-- *That the receiving engine has ended.* Then nobody reads from the socket, and the memory that was written is gone with its
-  process, or at least nobody writes it. Proven where both are on one host: the kernel's table of listening ports no longer
-  has the peer's. Two seconds later also the copies that waited here have failed (``proof.Death``). On another host this can't
-  be seen from here: core keeps such pages in quarantine, and counts them.
+- *That the peer's process has ended*, does: its memory is gone with it. That proof is core's.
 
-Quiescent from the start is what was refused before anything was posted: a peer that was removed, an open breaker, an
+So such a batch is reported as not quiescent for as long as core asks, and core keeps its pages in quarantine, and counts
+them. Quiescent from the start is what was refused before anything was posted: a peer that was removed, an open breaker, an
 engine that does not answer, a session that could not be opened.
 """
 
@@ -66,16 +64,13 @@ class MooncakePrepared(Prepared):
 
 
 class MooncakeTransfer(Transfer):
-    """A batch whose ``submit`` has returned: done, or failed at ``ended`` with a sentence."""
+    """A batch whose ``submit`` has returned: done, or failed with a sentence."""
 
-    __slots__ = ("ended", "error", "quiescent", "to")
+    __slots__ = ("error",)
 
-    def __init__(self, to: Peer, nbytes: int, error: str | None, ended: float) -> None:
-        super().__init__(to.key, nbytes)
-        self.to = to
+    def __init__(self, peer: PeerKey, nbytes: int, error: str | None = None) -> None:
+        super().__init__(peer, nbytes)
         self.error = error
-        self.ended = ended
-        self.quiescent = error is None
 
 
 class MooncakeTransport(Transport):
@@ -180,7 +175,7 @@ class MooncakeTransport(Transport):
             flat = type(flat)(*(array[full] for array in flat))
         nbytes = int(flat.length.sum())
         if not nbytes:
-            return MooncakeTransfer(peer, 0, None, time.monotonic())
+            return MooncakeTransfer(peer.key, 0)
         copies = Copies(
             prepared.local[flat.local_region.astype(np.intp)] + flat.local_offset,
             prepared.remote[flat.remote_region.astype(np.intp)] + flat.remote_offset,
@@ -193,24 +188,21 @@ class MooncakeTransport(Transport):
             outcome = Outcome(f"{type(error).__name__}: {error}")
         peer.tell(outcome)
         if outcome.error is None:
-            return MooncakeTransfer(peer, nbytes, None, time.monotonic())
+            return MooncakeTransfer(peer.key, nbytes)
         text = (
             f"{len(flat.length)} copies ({nbytes} bytes) to peer {peer.key.name[:8]} at {peer.session}: {outcome.error}"
         )
         if not outcome.posted:
             raise TransportError(text, quiescent=True)
-        return MooncakeTransfer(peer, nbytes, text, time.monotonic())
+        return MooncakeTransfer(peer.key, nbytes, text)
 
     def progress(self, transfers: Sequence[Transfer]) -> Iterator[TransferProgress]:
-        """See ``Transport``. A failed batch becomes quiescent when its peer's engine has provably ended, and not before."""
-        now = time.monotonic()
+        """See ``Transport``. A batch that failed is never called quiescent here: see the module."""
         for transfer in transfers:
             assert isinstance(transfer, MooncakeTransfer), "made by submit()"
-            if transfer.error is None:
-                yield TransferProgress(transfer, TransferState.DONE, quiescent=True)
-                continue
-            transfer.quiescent = transfer.quiescent or transfer.to.death.proven_for(transfer.ended, now)
-            yield TransferProgress(transfer, TransferState.FAILED, transfer.quiescent, transfer.error)
+            good = transfer.error is None
+            state = TransferState.DONE if good else TransferState.FAILED
+            yield TransferProgress(transfer, state, quiescent=good, error=transfer.error)
 
     def release(self, transfer: Transfer) -> None:
         """See ``Transport``: nothing is held."""
