@@ -45,6 +45,7 @@ from kv_core.contract.failures import (
 from kv_core.contract.hookspecs import hookimpl
 from kv_core.contract.interfaces import BaseKVManager, BaseKVReceiver, BaseKVSender
 from kv_core.contract.memory import Buffer, KVArgs, Pool, Region, Topology
+from kv_core.contract.options import parse_options
 from kv_core.contract.records import (
     KV_CORE_API,
     BackendInfo,
@@ -147,4 +148,5 @@ __all__ = [
     "hookimpl",
     "list_backends",
     "load_backend",
+    "parse_options",
 ]

@@ -335,6 +335,20 @@ def test_a_new_generation_takes_over_from_an_old_one():
         b.rest()
 
 
+def test_the_transport_knows_one_generation_at_a_time_and_none_of_the_past():
+    with bench() as b:
+        old, new = b.peer("decode", 1), b.peer("decode", 3)
+        until(lambda: list(b.transport.peers) == [new.key], "core removes the one before")
+        past = b.peer("decode", 2)
+        until(lambda: b.sink.told("peer_failed"))
+        assert "of the past" in str(b.sink.told("peer_failed"))
+        chunk = b.submit(new, [1], [1])
+        until(lambda: b.has_landed(chunk))
+        for peer in (old, past, new):
+            b.engine.put(RemovePeer(peer.key))
+        until(lambda: not b.transport.peers)
+
+
 def test_fences_are_answered():
     with bench() as b:
         peer = b.peer("prefill")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -39,19 +40,12 @@ def test_a_new_generation_may_write_after_the_old_one_was_fenced():
         assert states(source.finish(source.write(old, [0], [0]))) == [DONE]
         target.transport.fence(PeerKey(source.name, 1))
         assert states(source.finish(source.write(old, [1], [1]))) == [FAILED]
+        source.transport.remove_peer(old.peer)
         new = source.meet(target, 2)
         assert states(source.finish(source.write(new, [2], [2]))) == [DONE]
         assert (target.pages[:, 1] == POISON).all()
         with pytest.raises(TransportError):
             source.write(old, [3], [3])
-
-
-def test_the_same_generation_again_changes_nothing():
-    with End(Role.PREFILL) as source, End(Role.DECODE, fill=POISON) as target:
-        prepared = source.meet(target)
-        transfer = source.write(prepared, [0], [0])
-        source.transport.add_peer(prepared.peer, target.descriptor)
-        assert states(source.finish(transfer)) == [DONE]
 
 
 def test_a_killed_peer_fails_its_transfers_and_they_become_quiescent():
@@ -121,10 +115,9 @@ def test_registration_is_all_or_nothing():
     with End(Role.PREFILL) as source, End(Role.DECODE, fill=POISON) as target:
         extra = np.full(8192, POISON, np.uint8)
         good = Region(10, int(extra.__array_interface__["data"][0]), 8192)
-        for wrong in (Region(11, 4096, 4096), Region(12, 2**63 + 4096, 4096)):
-            with pytest.raises(RegistrationError) as caught:
-                target.transport.register_memory([good, wrong])
-            assert (caught.value.region, caught.value.errno) == (1, 12)
+        with pytest.raises(RegistrationError) as caught:
+            target.transport.register_memory([good, Region(10, good.address + 4096, 4096)])
+        assert (caught.value.region, caught.value.errno) == (1, errno.EEXIST)
         prepared = source.meet(target)
         assert int(target.transport._memory.locate(*(np.array([v], np.uint64) for v in (10, 0, 1)))[1]) == 0
         assert states(source.finish(source.write(prepared, [0], [0]))) == [DONE]

@@ -196,7 +196,8 @@ class Transport(ABC):
         """Make ``regions`` reachable, all or none: on an error what this call registered is taken back first.
 
         Raises ``RegistrationError`` with the position in ``regions`` and the system's errno. Registering a region's
-        exact range twice, or overlapping ranges, is allowed; each is deregistered on its own.
+        exact range twice, or overlapping ranges, is allowed; each is deregistered on its own. Host regions are mapped:
+        core has looked.
         """
 
     @abstractmethod
@@ -209,8 +210,8 @@ class Transport(ABC):
 
     @abstractmethod
     def add_peer(self, peer: PeerKey, descriptor: bytes) -> None:
-        """Get to know a peer. The same (name, generation) again changes nothing; a higher generation supersedes the
-        older one: nothing is submitted to that any more, its outstanding transfers are reported until quiescent.
+        """Get to know a peer. Core adds each (name, generation) once, none that is older than one it added before, and
+        removes the older one first: there is one peer of a name at a time, besides what is outstanding to earlier ones.
 
         ``descriptor`` comes from the network: check it. Raises ``TransportError`` if it makes no sense.
         """

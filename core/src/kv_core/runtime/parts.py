@@ -29,6 +29,7 @@ from kv_core.runtime.bootstrap.routes import RankRegistration
 from kv_core.runtime.bootstrap.service import HttpService
 from kv_core.runtime.control import ControlChannel
 from kv_core.runtime.control_loop import ControlLoop
+from kv_core.runtime.mapped import check_mapped
 from kv_core.runtime.observing import ObserverThread
 from kv_core.runtime.process_proof import describe_process
 from kv_core.runtime.rules import Rules
@@ -118,6 +119,7 @@ def assemble(record: BackendRecord, role: Role, args: KVArgs, config: TransferCo
     label = f"{role.value} rank " + ".".join(str(rank) for rank in args.topology.ranks)
     logger = logging.getLogger(f"kv_core.{info.name}.{role.value}")
     rules = Rules(args)
+    check_mapped(rules.layout.regions())
     channel = ControlChannel(config.host, config.control_port, config.advertised_host, config.max_message_bytes, logger)
     transport = record.transport(TransportContext(role, instance_id, config, direction))
     try:

@@ -33,7 +33,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 for _function in (_libc.sendmsg, _libc.recvmsg):
     _function.restype = ctypes.c_ssize_t
     _function.argtypes = (ctypes.c_int, ctypes.POINTER(_MessageHeader), ctypes.c_int)
-_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
 
 class Pieces:
@@ -114,14 +113,3 @@ class Pieces:
             left = int(self._ends[self._next]) - self._moved
             self._iov[self._next, 0] += self._iov[self._next, 1] - np.uint64(left)
             self._iov[self._next, 1] = left
-
-
-def is_mapped(address: int, nbytes: int) -> bool:
-    """Whether every page of this range is mapped in this process."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    start = address - address % page
-    stop = -(-(address + nbytes) // page) * page
-    if stop > 2**63:
-        return False
-    resident = np.empty((stop - start) // page, np.uint8)
-    return bool(_libc.mincore(start, stop - start, resident.ctypes.data) == 0)

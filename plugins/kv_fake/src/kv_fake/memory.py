@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kv_core import Region, RegistrationError
-from kv_fake.iovec import is_mapped
 
 U64 = npt.NDArray[np.uint64]
 
@@ -32,12 +31,6 @@ class RegisteredMemory:
                 raise RegistrationError(
                     f"region number {region.index} is registered already, for other memory (EEXIST): deregister that first",
                     region=position, errno=errno.EEXIST,
-                )  # fmt: skip
-            if not is_mapped(region.address, region.nbytes):
-                raise RegistrationError(
-                    f"region {region.index} ({region.nbytes} bytes at {region.address:#x}, pool {region.pool!r}) is not "
-                    f"mapped in this process (ENOMEM): pass the address of memory that is allocated and stays allocated",
-                    region=position, errno=errno.ENOMEM,
                 )  # fmt: skip
         self._regions.update(regions)
         self._rebuild()

@@ -89,19 +89,10 @@ class SoftwareNic(Transport):
 
     def add_peer(self, peer: PeerKey, descriptor: bytes) -> None:
         """See ``Transport``."""
-        if peer in self._peers:
-            return
         try:
             where = Descriptor.unpack(descriptor)
         except ValueError as error:
             raise TransportError(f"peer {peer.name[:8]} sent {error}", quiescent=True) from error
-        for known in [key for key in self._peers if key.name == peer.name]:
-            if known.generation > peer.generation:
-                raise TransportError(
-                    f"peer {peer.name[:8]} is known by generation {known.generation}, {peer.generation} is of the past",
-                    quiescent=True,
-                )
-            self.remove_peer(known)
         self._peers[peer] = Outbound(
             self.context.instance_id, peer, where, self._connections, self._nic.running, self.wake, self._dead.put
         )

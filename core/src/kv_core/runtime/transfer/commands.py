@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from kv_core.contract.failures import TransportError
 from kv_core.contract.memory import Topology
 from kv_core.contract.transport import PeerKey, TransferPlan, Transport
 from kv_core.layout import MemoryLayout, mirror, plan_transfer
@@ -33,6 +34,7 @@ class Commands:
         self._reports = reports
         self._troubles = troubles
         self._verifier = Verifier(hasher, codec, self._source_plan)
+        self._known: dict[str, PeerKey] = {}  # by name: the generation that the transport knows
         self._source_plans: dict[PeerKey, TransferPlan] = {}
         self._removed_early: OrderedDict[PeerKey, None] = OrderedDict()
 
@@ -52,7 +54,13 @@ class Commands:
         if peer in self._removed_early:
             del self._removed_early[peer]
             return
+        known = self._known.get(peer.name, peer)
         try:
+            if known.generation > peer.generation:
+                raise TransportError(f"generation {peer.generation} of peer {peer.name} is of the past", quiescent=True)
+            if known != peer:
+                self._transport.remove_peer(known)
+            self._known[peer.name] = peer
             plan = self._plan(command.layout)
             self._transport.add_peer(peer, command.descriptor)
             prepared = self._transport.prepare(peer, plan)
@@ -66,6 +74,8 @@ class Commands:
 
     def _remove_peer(self, peer: PeerKey) -> None:
         self._source_plans.pop(peer, None)
+        if self._known.get(peer.name) == peer:
+            del self._known[peer.name]
         if not self._dispatcher.remove_peer(peer):
             self._removed_early[peer] = None
             if len(self._removed_early) > REMEMBERED:
