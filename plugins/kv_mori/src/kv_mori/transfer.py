@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from kv_core import TransferState
 from kv_core.contract.transport import U64, CopyList, PeerKey, Transfer
 
+Sums: TypeAlias = npt.NDArray[np.int64]
 MAX_CALL_BYTES = 2**30
 """Bytes of one part: MORI joins neighbours into one work request, and devices take 1 or 2 GiB at once."""
 
@@ -105,30 +107,52 @@ def cut(copies: CopyList, regions: tuple[list[Any], list[Any]], limit: int, chun
     """Parts of at most ``limit`` work requests and ``MAX_CALL_BYTES``, in the order of pairs; each pair's copies keep
     their order. ``chunks``: the size above which MORI splits a copy (0: never), and into how many at most.
     """
+    copies = _shortened(copies)
     local, remote = copies.local_region.astype(np.intp), copies.remote_region.astype(np.intp)
     pair = local * len(regions[1]) + remote
     order = np.argsort(pair, kind="stable")
-    local, remote, pair = local[order], remote[order], pair[order]
-    weights = _weights(copies.length[order], *chunks)
-    ends = [*(np.flatnonzero(np.diff(pair)) + 1).tolist(), len(order)]
-    sums, nbytes = np.cumsum(weights), np.cumsum(copies.length[order].astype(np.int64))
+    pair = pair[order]
+    ends = np.append(np.flatnonzero(np.diff(pair)) + 1, len(order))
+    starts = np.append(0, ends[:-1])
+    sums = np.cumsum(_weights(copies.length[order], *chunks))
+    nbytes = np.cumsum(copies.length[order].astype(np.int64))
     columns = [column[order].tolist() for column in (copies.local_offset, copies.remote_offset, copies.length)]
-    start = 0
-    for end in ends:
-        while start < end:
-            before, bytes_before = (int(sums[start - 1]), int(nbytes[start - 1])) if start else (0, 0)
-            fits = np.searchsorted(sums, before + limit, side="right")
-            fits_bytes = np.searchsorted(nbytes, bytes_before + MAX_CALL_BYTES, side="right")
-            stop = max(min(end, int(fits), int(fits_bytes)), start + 1)
-            offsets, remotes, sizes = (column[start:stop] for column in columns)
-            yield Part(
-                regions[0][local[start]], offsets, regions[1][remote[start]], remotes, sizes,
-                int(sums[stop - 1]) - before,
-            )  # fmt: skip
-            start = stop
+    mine, theirs = local[order[starts]].tolist(), remote[order[starts]].tolist()
+    for at, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        for first, stop, weight in _pieces(start, end, limit, sums, nbytes):
+            offsets, remotes, sizes = (column[first:stop] for column in columns)
+            yield Part(regions[0][mine[at]], offsets, regions[1][theirs[at]], remotes, sizes, weight)
 
 
-def _weights(lengths: U64, chunk_bytes: int, most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _shortened(copies: CopyList) -> CopyList:
+    """The same, with copies that are too long for one work request in pieces."""
+    longest = np.uint64(MAX_CALL_BYTES)
+    if not (copies.length > longest).any():
+        return copies
+    pieces = -(-copies.length.astype(np.int64) // MAX_CALL_BYTES)
+    source = np.repeat(np.arange(len(pieces)), pieces)
+    done = (np.arange(len(source)) - np.repeat(np.cumsum(pieces) - pieces, pieces)).astype(np.uint64) * longest
+    return CopyList(
+        copies.local_region[source], copies.local_offset[source] + done,
+        copies.remote_region[source], copies.remote_offset[source] + done,
+        np.minimum(copies.length[source] - done, longest),
+    )  # fmt: skip
+
+
+def _pieces(start: int, end: int, limit: int, sums: Sums, nbytes: Sums) -> Iterator[tuple[int, int, int]]:
+    """Ranges within start..end with their weights; nearly always a single one."""
+    while start < end:
+        before, bytes_before = (int(sums[start - 1]), int(nbytes[start - 1])) if start else (0, 0)
+        stop = end
+        if sums[end - 1] > before + limit or nbytes[end - 1] > bytes_before + MAX_CALL_BYTES:
+            fits = int(np.searchsorted(sums, before + limit, side="right"))
+            fits_bytes = int(np.searchsorted(nbytes, bytes_before + MAX_CALL_BYTES, side="right"))
+            stop = max(min(end, fits, fits_bytes), start + 1)
+        yield start, stop, int(sums[stop - 1]) - before
+        start = stop
+
+
+def _weights(lengths: U64, chunk_bytes: int, most: int) -> Sums:
     if not chunk_bytes:
         return np.ones(len(lengths), np.int64)
     return np.minimum(-(-lengths.astype(np.int64) // chunk_bytes), most)
