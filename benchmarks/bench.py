@@ -39,6 +39,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {
         "backend": options.backend, "python": platform.python_version(), "machine": machine(),
         "engine": engine(options.backend), "environment": options.env, "options": options.option,
+        "raw": options.raw,
     }  # fmt: skip
     for section in options.only:
         result[section] = run(section, options)
@@ -55,7 +56,9 @@ def run(section: str, options: argparse.Namespace) -> Any:
         return frozen.run(backend, environment, quick=quick, rounds=rounds, options=settings, tell=tell)
     with Pair(backend, environment) as pair:
         if section == "goodput":
-            result: Any = goodput.run(pair, backend, quick=quick, rounds=rounds, options=settings, tell=tell)
+            result: Any = goodput.run(
+                pair, backend, quick=quick, rounds=rounds, options=settings, raw=options.raw, tell=tell
+            )
         elif section == "sync":
             result = sync.run(pair, quick=quick, rounds=rounds, options=settings, tell=tell)
         elif section == "calls":
@@ -120,8 +123,9 @@ def main() -> int:
     parser.add_argument("--fabric", help="what the engine shall use: nixl has cma and tcp, mooncake tcp")
     parser.add_argument("--env", type=setting, action="append", default=[], help="NAME=VALUE for every process")
     parser.add_argument("--option", type=parsed, action="append", default=[], help="NAME=VALUE for the backend")
+    parser.add_argument("--raw", type=parsed, action="append", default=[], help="NAME=VALUE for the engine's own way")
     options = parser.parse_args()
-    options.option = dict(options.option)
+    options.option, options.raw = dict(options.option), dict(options.raw)
     options.env = dict(options.env)
     if options.fabric is not None:
         fabrics = FABRICS.get(options.backend, {})

@@ -1,7 +1,7 @@
 """Bytes per second, and what they cost: kv-core over a backend, its transport alone, and the yardstick.
 
-The yardstick is the engine itself where the backend has one, else a plain socket. Over an engine the socket is shown as
-well, in some cells.
+The yardstick is the engine itself where the backend has one, else a plain socket. Beside an engine the socket is shown
+in some cells, and the engine driven in another way.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 from benchmarks.harness.figures import Spread
 from benchmarks.harness.memory import Shape
 from benchmarks.harness.ranks import Pair, RankFailed
-from benchmarks.harness.ways import yardstick
+from benchmarks.harness.ways import beside, yardstick
 from benchmarks.harness.work import Work
 
 BUFFERS, ITEM_BYTES = 64, 32_768
 VERIFIED_PAGES = 16
 CELL_S = 60.0
 """A cell that has taken so long gets no further round, if it had two."""
-SOCKET_PAGES = 64
-"""Beside an engine the socket is measured with rooms of so many pages, one in flight."""
+BESIDE_PAGES = 64
+"""What is shown beside the ways compared is measured with rooms of so many pages, one in flight."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,13 @@ QUICK_EXTENTS = {
 
 
 def run(
-    pair: Pair, backend: str, *, quick: bool, rounds: int, options: dict[str, Any], tell: Callable[[str], None]
-) -> dict[str, Any]:
-    """Measure every cell ``rounds`` times in each way, the ways in turn, every second round in the opposite order."""
+    pair: Pair, backend: str, *, quick: bool, rounds: int, options: dict[str, Any], raw: dict[str, Any],
+    tell: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Measure every cell ``rounds`` times in each way, the ways in turn, every second round in the opposite order.
+
+    ``options`` goes to kv-core and the transport, ``raw`` to the engine's own way.
+    """
     base = yardstick(backend)
     extent = (QUICK_EXTENTS if quick else EXTENTS)[base]
     pools = extent.pools
@@ -79,16 +83,15 @@ def run(
     tell(f"goodput: allocating {sum(pools) * BUFFERS * ITEM_BYTES / 2**30:.1f} GiB")
     pair.command("memory", name="pages", buffers=BUFFERS, item_bytes=ITEM_BYTES, by_role=sizes)
     ways = (base, "core", "transport")
-    opened = dict.fromkeys((*ways, "socket"))
+    opened = (*ways, *beside(backend))
     for way in opened:
-        pair.open(way, way, "pages", **(options if way in ("core", "transport") else {}))
+        pair.open(way, way, "pages", **{"raw": raw, "core": options, "transport": options}.get(way, {}))
         verify(pair, way, pools)
     shape = Shape(BUFFERS, pools[0], ITEM_BYTES)
     rows = []
     for cell in extent.cells:
         tell(f"goodput: {cell.pages} pages, {cell.pattern}, {cell.concurrency} in flight")
-        beside = base != "socket" and cell.pages == SOCKET_PAGES and cell.concurrency == 1
-        compared = (*ways, "socket") if beside else ways
+        compared = opened if cell.pages == BESIDE_PAGES and cell.concurrency == 1 else ways
         rows.append(measure(pair, cell, compared, shape, extent.target_bytes, rounds))
     for way in opened:
         pair.close(way)

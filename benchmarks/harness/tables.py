@@ -8,7 +8,14 @@ from typing import Any
 
 from benchmarks.harness.figures import Spread
 
-NAMES = {"socket": "socket", "raw": "engine", "core": "kv-core", "transport": "transport", "sync": "sync"}
+NAMES = {
+    "socket": "socket",
+    "raw": "engine",
+    "spin": "engine, its waiting call",
+    "core": "kv-core",
+    "transport": "transport",
+    "sync": "sync",
+}
 """What the ways are called in print: ``raw`` is the engine by itself."""
 CALLS = {
     "prefill": ("create", "init", "send", "poll", "clear"),
@@ -35,6 +42,7 @@ def report(result: dict[str, Any]) -> Iterator[str]:
     )
     settings = [f"{name}={value}" for name, value in result["environment"].items()]
     settings += [f"{name}={value}" for name, value in result["options"].items()]
+    settings += [f"{name}={value} (engine's own way)" for name, value in result["raw"].items()]
     if result["engine"] or settings:
         yield f"{result['engine'] or 'No engine'}; {', '.join(settings) or 'no settings'}."
     parts: dict[str, Callable[[Any], Iterator[str]]] = {

@@ -1,15 +1,20 @@
 """Mooncake's engine itself, driven as well as it can be: no kv-core at all.
 
 Both sides know the page sets beforehand. Neighbouring pages are one run (Mooncake merges nothing by itself), addresses are
-lists (arrays are slower there) made before the clock starts, a call takes 1,024 of them at most, and one thread makes
-the calls: the engine has one thread for its sockets, and each call waits in a busy loop that takes processor time from it.
+lists (arrays are slower there) made before the clock starts, no more than 1,024 copies are outstanding (at 2,053 the engine
+refuses), and one thread makes the calls (more are slower: the engine has one thread for its sockets).
+
+The engine's own call for this, ``batch_transfer_sync_write``, waits in a busy loop that takes processor time from that
+thread: it is shown as a way of its own (``spin``). Here, the last copy of each piece is posted by itself: its status can be
+asked without waiting, and the engine's lanes take copies in order, so that little is left to wait for when it has landed.
 """
 
 from __future__ import annotations
 
 import importlib
-from time import monotonic
-from typing import Any
+from collections import deque
+from time import monotonic, sleep
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,21 +22,44 @@ import numpy.typing as npt
 from benchmarks.harness.memory import Memory, page_sets, runs
 from benchmarks.harness.work import Work
 
-BATCH = 1_024
-Call = tuple[list[int], list[int], list[int]]
+OUTSTANDING = 1_024
+PIECE = 512
+"""Two pieces are in flight: one follows while the other is awaited."""
+FIRST_SHARE, FIRST_S = 0.8, 20e-3
+"""Slept before the first look: this share of what the last piece took, so long at most."""
+SPREAD, SHORTEST_S, LONGEST_S = 0.05, 50e-6, 5e-3
+"""Later looks come at this part of the time waited so far: each costs the engine's thread processor time."""
+
+
+class Copies(NamedTuple):
+    """Addresses here and there, and lengths in bytes."""
+
+    here: list[int]
+    there: list[int]
+    lengths: list[int]
+
+
+class Piece(NamedTuple):
+    """A piece in flight; ``batch`` is 0 where it has one copy only."""
+
+    batch: int
+    last: int
+    posted: float
 
 
 class MooncakeWay:
-    """Both sides; ``source`` says which."""
+    """Both sides; ``source`` says which. ``spin``: the engine's own waiting call."""
 
-    def __init__(self, memory: Memory, *, source: bool) -> None:
+    def __init__(self, memory: Memory, *, source: bool, spin: bool = False) -> None:
         self._memory = memory
         self._source = source
+        self._spin = spin
         self._engine: Any = None
         self._session = ""
         self._theirs: npt.NDArray[np.uint64] = np.empty(0, np.uint64)
         self._their_pages = 0
-        self._made: dict[tuple[int, int, str], list[list[Call]]] = {}
+        self._made: dict[tuple[int, int, str], list[list[Copies]]] = {}
+        self._took_s = 0.0
 
     def open(self, options: dict[str, Any]) -> dict[str, Any]:
         """Start the engine and register the memory."""
@@ -55,15 +83,47 @@ class MooncakeWay:
         """Rooms one after the other; the receiving side's engine has threads of its own."""
         if not self._source:
             return {}
-        slots = self._calls(work)
+        slots = self._slots(work)
         start = monotonic()
-        for number in range(work.rooms):
-            for here, there, lengths in slots[number % len(slots)]:
-                if self._engine.batch_transfer_sync_write(self._session, here, there, lengths) != 0:
-                    raise RuntimeError("Mooncake's batch_transfer_sync_write failed: see its log")
+        if self._spin:
+            for number in range(work.rooms):
+                for copies in slots[number % len(slots)]:
+                    _check(self._engine.batch_transfer_sync_write(self._session, *copies) == 0)
+        else:
+            self._move(work, slots)
         return {"start": start, "end": monotonic()}
 
-    def _calls(self, work: Work) -> list[list[Call]]:
+    def _move(self, work: Work, slots: list[list[Copies]]) -> None:
+        flying: deque[Piece] = deque()
+        for number in range(work.rooms):
+            for copies in slots[number % len(slots)]:
+                if len(flying) == OUTSTANDING // PIECE:
+                    self._await(flying.popleft())
+                flying.append(self._post(copies))
+            while flying and work.concurrency == 1:
+                self._await(flying.popleft())
+        while flying:
+            self._await(flying.popleft())
+
+    def _post(self, copies: Copies) -> Piece:
+        here, there, lengths = copies
+        batch = 0
+        if len(here) > 1:
+            batch = self._engine.batch_transfer_async_write(self._session, here[:-1], there[:-1], lengths[:-1])
+            _check(batch != 0)
+        last = self._engine.transfer_submit_write(self._session, here[-1], there[-1], lengths[-1])
+        _check(last != 0)
+        return Piece(batch, last, monotonic())
+
+    def _await(self, piece: Piece) -> None:
+        begun = monotonic()
+        sleep(min(max(self._took_s * FIRST_SHARE, SHORTEST_S), FIRST_S))
+        while (state := self._engine.transfer_check_status(piece.last)) == 0:
+            sleep(min(max((monotonic() - begun) * SPREAD, SHORTEST_S), LONGEST_S))
+        _check(state == 1 and (piece.batch == 0 or self._engine.get_batch_transfer_status([piece.batch]) == 0))
+        self._took_s = monotonic() - begun
+
+    def _slots(self, work: Work) -> list[list[Copies]]:
         """For each slot the arguments of its calls."""
         key = (work.pages, work.concurrency, work.pattern)
         if key not in self._made:
@@ -72,14 +132,17 @@ class MooncakeWay:
             self._made = {key: [self._room(*sets) for sets in zip(mine, theirs, strict=True)]}
         return self._made[key]
 
-    def _room(self, mine: npt.NDArray[np.int64], theirs: npt.NDArray[np.int64]) -> list[Call]:
+    def _room(self, mine: npt.NDArray[np.int64], theirs: npt.NDArray[np.int64]) -> list[Copies]:
         size = self._memory.shape.item_bytes
         addresses = np.array([self._memory.address(buffer) for buffer in range(self._memory.shape.buffers)], np.uint64)
         first, count = runs(mine, theirs)
         here = (addresses[:, None] + (mine[first] * size).astype(np.uint64)).ravel().tolist()
         there = (self._theirs[:, None] + (theirs[first] * size).astype(np.uint64)).ravel().tolist()
         lengths = np.tile(count * size, len(addresses)).tolist()
-        return [(here[i : i + BATCH], there[i : i + BATCH], lengths[i : i + BATCH]) for i in range(0, len(here), BATCH)]
+        step = OUTSTANDING if self._spin else PIECE
+        return [
+            Copies(here[i : i + step], there[i : i + step], lengths[i : i + step]) for i in range(0, len(here), step)
+        ]
 
     def close(self) -> None:
         """Take the memory back from the engine, which ends with this object."""
@@ -87,3 +150,8 @@ class MooncakeWay:
             shape = self._memory.shape
             self._engine.batch_unregister_memory([self._memory.address(buffer) for buffer in range(shape.buffers)])
             self._engine = None
+
+
+def _check(good: bool) -> None:
+    if not good:
+        raise RuntimeError("Mooncake's engine refused or failed a transfer: see its log")

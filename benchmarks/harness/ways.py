@@ -22,6 +22,11 @@ def yardstick(backend: str) -> str:
     return "raw" if backend in RAW else "socket"
 
 
+def beside(backend: str) -> tuple[str, ...]:
+    """What else is shown in some cells."""
+    return {"nixl": ("socket",), "mooncake": ("spin", "socket")}.get(backend, ())
+
+
 def make_way(kind: str, memory: Memory, backend: str, *, source: bool) -> Way:
     """One side's end of a way."""
     makers: dict[str, Callable[[], Way]] = {
@@ -30,5 +35,6 @@ def make_way(kind: str, memory: Memory, backend: str, *, source: bool) -> Way:
         "sync": lambda: SyncWay(memory, backend, source=source),
         "socket": lambda: SocketWay(memory, source=source),
         "raw": lambda: RAW[backend](memory, source=source),
+        "spin": lambda: MooncakeWay(memory, source=source, spin=True),
     }
     return makers[kind]()
