@@ -53,6 +53,14 @@ HOSTILE = {
     "memory of no size": lambda fields: (change([3, 0, 1], 0)(fields), change([3, 0, 2, 5], 0)(fields)),
     "memory with a float": change([3, 1, 2, 4], 1.5),
     "memory with a map": change([3, 1, 2, 7], {"a": 1}),
+    "a handle that is text": change([3, 1, 2, 7], "x"),
+    "a short handle": change([3, 1, 2, 7], bytes(63)),
+    "a field less": lambda fields: fields[3][1][2].pop(),
+    "a field more": lambda fields: fields[3][1][2].append(0),
+    "no such place": change([3, 1, 2, 6], 3),
+    "no such device": change([3, 1, 2, 2], 10**6),
+    "past the end of memory": change([3, 1, 2, 4], 2**64 - 1),
+    "at address 0": change([3, 1, 2, 4], 0),
     "a region twice": change([3, 1, 0], 0),
     "index is text": change([3, 1, 0], "0"),
 }
@@ -90,17 +98,18 @@ def test_random_damage_is_refused_or_harmless():
     chance = random.Random(seed)
     with End(Role.DECODE, fill=POISON) as target:
         good = target.descriptor
+        engine, memory = (DECODE(good)[2], DECODE(good)[3][0][2])
     for _ in range(3_000):
         data = bytearray(good)
         for _ in range(chance.randint(1, 4)):
             data[chance.randrange(len(data))] = chance.randrange(256)
         try:
-            found = wire.unpack(bytes(data))
+            found = wire.unpack(bytes(data), engine, memory)
         except ValueError:
             continue
-        for memory in found.memory:
-            fields = DECODE(memory.packed)
-            assert (fields[0], fields[5]) == (DECODE(found.engine)[0], memory.nbytes), f"seed {seed}"
+        for item in found.memory:
+            fields = DECODE(item.packed)
+            assert (fields[0], fields[5]) == (DECODE(found.engine)[0], item.nbytes), f"seed {seed}"
 
 
 def test_a_peer_cannot_take_the_place_of_another_one():

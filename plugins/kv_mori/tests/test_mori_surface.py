@@ -91,7 +91,8 @@ def test_everything_that_kv_mori_takes_from_mori_is_there():
 
 def test_every_call_fits_the_signature_in_the_wheel():
     count = 0
-    for file, cls, name, call in uses():
+    for file, receiver, used, call in uses():
+        cls, name = ("IOEngine", "__init__") if (receiver, used) == ("io", "IOEngine") else (receiver, used)
         where = f"{file} calls {cls}.{name}"
         if call is None or cls not in WHEEL["methods"]:
             continue

@@ -116,7 +116,7 @@ def _control_address(host: str) -> str:
         address = str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
             trial.bind((address, 0))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter: no host name at all
         raise TransportError(
             f"MORI can't serve its control port at {host!r}: {error}; {mend}", quiescent=True
         ) from error

@@ -200,7 +200,10 @@ class MoriTransport(Transport):
         if peer in self._peers:
             return
         try:
-            found = wire.unpack(descriptor)
+            own = next(
+                (desc.pack() for desc in self._memory.values()), b"\x90"
+            )  # without memory of ours: none of theirs
+            found = wire.unpack(descriptor, self._engine.get_engine_desc().pack(), own)
             there = self._io.EngineDesc.unpack(found.engine)
             memory = {item.index: self._io.MemoryDesc.unpack(item.packed) for item in found.memory}
         except Exception as error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
-TICK_S = 0.2
+TICK_S = 0.05
 
 
 @dataclass
