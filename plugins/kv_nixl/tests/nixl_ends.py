@@ -148,10 +148,10 @@ class RemoteEnd:
 
     def __init__(
         self, shapes: Mapping[str, tuple[int, int, int]] | None = None, *, role: Role = Role.DECODE,
-        env: Mapping[str, str] | None = None, name: str | None = None,
+        env: Mapping[str, str] | None = None, name: str | None = None, options: Mapping[str, object] | None = None,
     ) -> None:  # fmt: skip
         self.shapes = dict(shapes or {"kv": (4, 64, 4096)})
-        settings = {"shapes": self.shapes, "role": role.value, "name": name}
+        settings = {"shapes": self.shapes, "role": role.value, "name": name, "options": dict(options or {})}
         program = f"from plugins.kv_nixl.tests.nixl_remote import main; main({settings!r})"
         self.process = subprocess.Popen(
             [sys.executable, "-c", program],
@@ -181,6 +181,12 @@ class RemoteEnd:
         self.process.stdin.write(request.encode() + b"\n")
         self.process.stdin.flush()
         return json.loads(self._line())
+
+    def ask_only(self, request: str) -> None:
+        """Let the process do something that it gives no answer to."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(request.encode() + b"\n")
+        self.process.stdin.flush()
 
     def fetch(self, pool: str = "kv") -> npt.NDArray[np.uint8]:
         """The bytes of a pool as they are there."""

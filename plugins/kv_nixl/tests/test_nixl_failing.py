@@ -1,0 +1,298 @@
+"""Every way to fail that a transport can meet, made for real: a typed error, in bounded time, and an honest word on quiescence."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kv_core import Region, RegistrationError, TransportError
+from kv_core.contract.transport import PeerKey, TransferPlan
+from kv_nixl.peers import Descriptor, RemoteAgent
+from plugins.kv_nixl.tests.nixl_ends import FABRICS, POISON, End, RemoteEnd, batch_of, states, wait_until
+
+LARGE = {"kv": (16, 64, 262_144)}
+
+
+@pytest.fixture(params=list(FABRICS))
+def fabric(request, monkeypatch):
+    for name in ("UCX_TLS", "UCX_NET_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in FABRICS[request.param].items():
+        monkeypatch.setenv(name, value)
+    return request.param
+
+
+@pytest.fixture
+def tcp(monkeypatch):
+    for name, value in FABRICS["tcp"].items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_peer_killed_while_idle(fabric):
+    with End() as source, RemoteEnd() as target:
+        prepared = source.meet(target)
+        assert states(source.finish(source.write(prepared, [0], [0]))) == ["done"]
+        target.kill()
+        transfer = source.write(prepared, [1], [1])
+        (record,) = source.finish(transfer)
+        assert record.state.value == "failed"
+        assert "NIXL" in (record.error or "")
+        with pytest.raises(TransportError, match="has ended") as caught:
+            source.write(prepared, [2], [2])
+        assert caught.value.quiescent
+
+
+def test_a_peer_killed_in_mid_transfer_over_tcp(tcp):
+    with End(shapes=LARGE) as source, RemoteEnd(LARGE) as target:
+        prepared = source.meet(target)
+        assert states(source.finish(source.write(prepared, [0], [0]))) == ["done"]
+        os.kill(target.process.pid, signal.SIGSTOP)
+        transfers = [source.write(prepared, range(32 * n, 32 * n + 32), range(32)) for n in range(2)]
+        assert [transfer.state.value for transfer in transfers] == ["pending", "pending"]
+        target.kill()
+        records = source.finish(*transfers)
+        assert states(records) == ["failed", "failed"]
+        assert all(record.quiescent for record in records)
+
+
+def test_a_peer_killed_in_mid_transfer_over_cma(monkeypatch):
+    # transfer() copies in the caller: somebody else has to kill meanwhile. A child does so when it sees the first byte.
+    with End(shapes=LARGE) as source, RemoteEnd(LARGE) as target:
+        prepared = source.meet(target)
+        assert states(source.finish(source.write(prepared, [0], [0]))) == ["done"]
+        target.ask_only("die-at-first-byte 1")
+        order = np.random.default_rng(1).permutation(64)
+        transfer = wait_until(lambda: _failed(source, source.write(prepared, order, order)))
+        (record,) = source.finish(transfer)
+        assert record.state.value == "failed"
+        assert record.quiescent
+
+
+def _failed(source, transfer):
+    """Writes until one has failed: the process dies when it finds the first bytes, at any time after that."""
+    record = source.ended(transfer)
+    if record.state.value == "failed":
+        return transfer
+    source.transport.release(transfer)
+    return None
+
+
+def test_without_the_proof_a_failed_transfer_stays_unproven(tcp, monkeypatch):
+    proven = []
+    monkeypatch.setattr(RemoteAgent, "is_dead", lambda self: bool(proven))
+    with End() as source, RemoteEnd() as target:
+        prepared = source.meet(target)
+        assert states(source.finish(source.write(prepared, [0], [0]))) == ["done"]
+        target.kill()
+        transfer = source.write(prepared, [1], [1])
+        assert not source.ended(transfer).quiescent
+        assert [record.quiescent for record in source.transport.progress([transfer])] == [False]
+        source.transport.remove_peer(prepared.peer)
+        assert [record.quiescent for record in source.transport.progress([transfer])] == [False]
+        proven.append(True)
+        assert [record.quiescent for record in source.transport.progress([transfer])] == [True]
+        source.transport.release(transfer)
+
+
+def test_a_stopped_peer_over_tcp_stays_pending_and_goes_on_later(tcp):
+    with End(shapes=LARGE) as source, RemoteEnd(LARGE) as target, RemoteEnd(LARGE) as other:
+        prepared, beside = source.meet(target), source.meet(other)
+        assert states(source.finish(source.write(prepared, [0], [0]))) == ["done"]
+        os.kill(target.process.pid, signal.SIGSTOP)
+        stuck = source.write(prepared, range(64), range(64))
+        for number in range(5):  # the other peer's go on meanwhile
+            assert states(source.finish(source.write(beside, [number], [number]))) == ["done"]
+        source.transport.wait(0.2)
+        assert list(source.transport.progress([stuck])) == []
+        os.kill(target.process.pid, signal.SIGCONT)
+        assert states(source.finish(stuck)) == ["done"]
+        assert np.array_equal(target.fetch(), source.arrays["kv"])
+
+
+def test_closing_with_a_transfer_to_a_stopped_peer_ends(tcp):
+    with RemoteEnd(LARGE) as target:
+        with End(shapes=LARGE) as source:
+            prepared = source.meet(target)
+            assert states(source.finish(source.write(prepared, [0], [0]))) == ["done"]
+            os.kill(target.process.pid, signal.SIGSTOP)
+            stuck = source.write(prepared, range(64), range(64))
+            source.transport.remove_peer(prepared.peer)
+            assert list(source.transport.progress([stuck])) == []
+        assert source.transport.wake() is None
+
+
+def test_a_living_peer_whose_endpoint_failed_is_reached_again(fabric):
+    with End() as source, RemoteEnd() as target:
+        prepared = source.meet(target)
+        assert states(source.finish(source.write(prepared, [0], [0]))) == ["done"]
+        remote = source.transport._peers[prepared.peer]
+        lists, epoch = dict(prepared.lists), remote.epoch
+        remote.broken = True
+        assert states(source.finish(source.write(prepared, [5], [6]))) == ["done"]
+        assert remote.epoch == epoch + 1
+        assert prepared.lists != lists
+        got = target.fetch()
+        assert np.array_equal(got[:, [0, 6]], source.arrays["kv"][:, [0, 5]])
+        assert (got[:, 7:] == POISON).all()
+
+
+def test_memory_that_the_peer_did_not_register_is_refused_before_anything_is_sent(fabric):
+    with End() as source, RemoteEnd() as target:
+        prepared = source.meet(target)
+        region = prepared.plan.remote_regions[0]
+        for wrong in (replace(region, address=region.address + 4096), replace(region, nbytes=region.nbytes + 4096)):
+            regions = (wrong, *prepared.plan.remote_regions[1:])
+            with pytest.raises(TransportError, match="does not know some of the memory at peer") as caught:
+                source.transport.prepare(
+                    prepared.peer, TransferPlan(prepared.plan.pools, prepared.plan.local_regions, regions)
+                )
+            assert caught.value.quiescent
+        regions = (replace(prepared.plan.local_regions[0], address=4096), *prepared.plan.local_regions[1:])
+        with pytest.raises(TransportError, match="does not know some of the memory here"):
+            source.transport.prepare(
+                prepared.peer, TransferPlan(prepared.plan.pools, regions, prepared.plan.remote_regions)
+            )
+        assert states(source.finish(source.write(prepared, [0], [0]))) == ["done"]
+
+
+def test_stale_metadata_of_a_process_that_has_ended(fabric):
+    with End() as source:
+        with RemoteEnd() as target:
+            descriptor = target.descriptor
+        key = PeerKey(target.name, 1)
+        source.transport.add_peer(key, descriptor)
+        with End() as helper, End(seed=None) as shape:
+            plan = helper.meet(shape).plan
+        regions = target.layout.regions()
+        prepared = source.transport.prepare(key, TransferPlan(plan.pools, source.layout.regions(), regions))
+        (record,) = source.finish(source.transport.submit(prepared, batch_of(prepared, [0], [0])))
+        assert record.state.value == "failed"
+
+
+@pytest.mark.parametrize("same_name", [True, False])
+def test_a_restarted_peer_is_reached_under_its_old_name_and_under_a_new_one(fabric, same_name):
+    with End() as source:
+        with RemoteEnd(name="a-name-used-twice") as first:
+            prepared = source.meet(first)
+            assert states(source.finish(source.write(prepared, [0], [0]))) == ["done"]
+        failed = source.write(prepared, [1], [1])
+        assert states(source.finish(failed)) == ["failed"]
+        with RemoteEnd(name="a-name-used-twice" if same_name else None) as second:
+            again = source.meet(second, generation=2 if same_name else 1)
+            assert states(source.finish(source.write(again, [3], [4]))) == ["done"]
+            got = second.fetch()
+            assert np.array_equal(got[:, 4], source.arrays["kv"][:, 3])
+            assert (got[:, :4] == POISON).all()
+            if same_name:
+                with pytest.raises(TransportError, match="not known") as caught:
+                    source.write(prepared, [1], [1])
+                assert caught.value.quiescent
+
+
+def test_a_restart_under_the_same_name_ends_what_was_pending_to_the_old_process(tcp):
+    with End(shapes=LARGE) as source, RemoteEnd(LARGE, name="twins") as first, RemoteEnd(LARGE, name="twins") as second:
+        prepared = source.meet(first)
+        assert states(source.finish(source.write(prepared, [0], [0]))) == ["done"]
+        os.kill(first.process.pid, signal.SIGSTOP)
+        stuck = source.write(prepared, range(64), range(64))
+        again = source.meet(second, generation=2)
+        (record,) = source.transport.progress([stuck])
+        assert (record.state.value, record.quiescent) == ("failed", False)
+        assert states(source.finish(source.write(again, [3], [4]))) == ["done"]
+        first.kill()
+        assert states(source.finish(stuck)) == ["failed"]
+        assert np.array_equal(second.fetch()[:, 4], source.arrays["kv"][:, 3])
+
+
+def test_an_older_generation_is_refused(fabric):
+    with End() as source, RemoteEnd() as target:
+        source.meet(target, generation=3)
+        with pytest.raises(TransportError, match="of the past") as caught:
+            source.meet(target, generation=2)
+        assert caught.value.quiescent
+
+
+def _altered(good: bytes, position: int) -> bytes:
+    return good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :]
+
+
+def test_garbage_for_a_descriptor_is_refused_before_nixl_sees_it():
+    with End() as source, End(seed=None) as target:
+        good = target.descriptor
+        told = Descriptor.unpack(good)
+        wrong = [
+            b"", b"x", good[:8], good[:-1], good + b"\0", _altered(good, len(good) - 1), _altered(good, 4),
+            Descriptor("POSIX", {}, told.metadata).pack(), Descriptor("UCX", {}, b"").pack(),
+            Descriptor("UCX", {}, b"\xff" * 500).pack(), Descriptor("UCX", {}, told.metadata[:-40]).pack(),
+            good[:11] + b"{}" + good[13:],
+        ]  # fmt: skip
+        for number, descriptor in enumerate(wrong):
+            with pytest.raises(TransportError) as caught:
+                source.transport.add_peer(PeerKey(target.name, number), descriptor)
+            assert caught.value.quiescent
+        with pytest.raises(TransportError, match="another agent"):
+            source.transport.add_peer(PeerKey("somebody-else", 1), good)
+        with pytest.raises(TransportError, match="another agent"):
+            source.transport.add_peer(PeerKey("somebody-else", 1), source.descriptor)
+        prepared = source.meet(target, generation=100)
+        assert prepared.lists
+
+
+def test_memory_that_is_not_there_is_refused_with_its_position_and_nothing_stays_registered():
+    with End() as source:
+        transport = source.transport
+        good = source.layout.regions()[0]
+        before = transport._agent.getLocalMD()
+        for bad in (2**63 + 4096, 2**64 - 8192, 4096):
+            with pytest.raises(RegistrationError, match="is not mapped") as caught:
+                transport.register_memory([replace(good, address=good.address + 1, nbytes=64), Region(1, bad, 4096)])
+            assert (caught.value.region, caught.value.quiescent) == (1, True)
+            assert caught.value.errno != 0
+        assert transport._agent.getLocalMD() == before
+
+
+def test_a_range_registered_twice_stays_until_it_is_deregistered_twice(fabric):
+    with End() as source, RemoteEnd() as target:
+        regions = source.layout.regions()
+        source.transport.register_memory(regions)
+        source.transport.register_memory([replace(regions[0], address=regions[0].address + 64, nbytes=128)])
+        source.transport.deregister_memory(regions)
+        source.transport.deregister_memory([replace(regions[0], address=regions[0].address + 64, nbytes=128)])
+        source.transport.deregister_memory([Region(0, 4096, 4096)])
+        assert states(source.finish(source.write(source.meet(target), [0], [0]))) == ["done"]
+        source.transport.deregister_memory(regions)
+        with pytest.raises(TransportError):
+            source.transport.prepare(
+                PeerKey(target.name, 1), source.transport._prepared[PeerKey(target.name, 1)][0].plan
+            )
+
+
+def test_deregistered_memory_is_still_written_as_the_readme_says(fabric):
+    with End() as source, RemoteEnd() as target:
+        prepared = source.meet(target)
+        target.ask("deregister")
+        assert states(source.finish(source.write(prepared, [0], [0]))) == ["done"]
+        assert np.array_equal(target.fetch()[:, 0], source.arrays["kv"][:, 0])
+
+
+def test_peers_that_are_not_known():
+    with End() as source, End(seed=None) as target:
+        prepared = source.meet(target)
+        stranger = PeerKey("nobody", 1)
+        source.transport.remove_peer(stranger)
+        source.transport.remove_peer(prepared.peer)
+        for action in (
+            lambda: source.write(prepared, [0], [0]),
+            lambda: source.transport.prepare(stranger, prepared.plan),
+        ):
+            with pytest.raises(TransportError, match="not known") as caught:
+                action()
+            assert caught.value.quiescent
+        assert source.transport._remotes == {}
+        source.meet(target, generation=2)
+        source.transport.close()
+        source.transport.close()
