@@ -4,7 +4,8 @@
 connects queue pairs, registers memory with the device and fetches the peer's keys (over TCP, holding the GIL; each step
 ends after 5 seconds, MORI_IO_CP_TIMEOUT_MS). ``submit`` then makes *one* call of ``IOEngine.batch_write`` for all pairs:
 one call per session would give up the GIL 64 times for a room, and take it back 64 times from a busy engine. ``wait``
-blocks in ``wait_all`` on the oldest status, natively and for a millisecond at a time, for nothing can interrupt it.
+blocks in ``wait_all`` on the oldest status, natively and for a millisecond at a time, for nothing can interrupt it; where
+nothing has moved for a while (a peer that hangs) it looks 200 times a second instead.
 
 **What a failure proves** (MORI 1.2.4; its C++ sources of 1.2.2 were read, the wheel's compiled code can't be):
 
@@ -56,6 +57,9 @@ from kv_mori.transfer import MoriTransfer, cut
 SLICE_MS = 1
 """How long ``wake`` may go unheard while something is in flight."""
 SCAN_S = 0.05
+STALL_S = 0.05
+STALL_LOOK_S = 0.005
+"""Nothing has moved for so long: it is looked at only so often, and ``wake`` is heard at once."""
 
 
 class MoriPeer:
@@ -133,6 +137,7 @@ class MoriTransport(Transport):
         self._uids = itertools.count(1)  # MORI's own would cost a GIL round trip each; they only spread the load here
         self._bell = threading.Event()
         self._scan_at = 0.0
+        self._moved_at = 0.0
         self._closed = False
 
     # -- memory ----------------------------------------------------------------------------------------------------
@@ -283,6 +288,7 @@ class MoriTransport(Transport):
         transfer = MoriTransfer(prepared.peer, int(copies.length.sum()), parts)
         if transfer.held:
             self._moving[transfer] = peer
+            self._moved_at = monotonic()
             peer.waiting.append(transfer)
             self._post(peer)
         return transfer
@@ -343,6 +349,7 @@ class MoriTransport(Transport):
         news = [transfer for transfer in self._moving if transfer.news]
         for transfer in news:
             transfer.news = False
+            self._moved_at = monotonic()
         for peer in {id(peer): peer for peer in self._moving.values() if peer.waiting}.values():
             self._post(peer)
         return bool(news)
@@ -363,10 +370,14 @@ class MoriTransport(Transport):
     def wait(self, timeout_s: float) -> None:
         """See ``Transport``."""
         deadline = monotonic() + timeout_s
-        while not self._bell.is_set() and (left := deadline - monotonic()) > 0.0 and not self._look(thorough=False):
+        while not self._bell.is_set() and (left := deadline - (now := monotonic())) > 0.0:
+            if self._look(thorough=False):
+                break
             oldest = next((transfer for transfer in self._moving if transfer.pending), None)
             if oldest is None:
                 self._bell.wait(left)
+            elif now - self._moved_at > STALL_S:
+                self._bell.wait(min(left, STALL_LOOK_S))
             else:
                 self._engine.wait_all(oldest.pending[-1:], SLICE_MS)
         self._bell.clear()
