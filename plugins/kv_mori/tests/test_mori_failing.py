@@ -156,6 +156,21 @@ def test_what_was_held_back_is_never_posted_for_a_removed_peer():
         assert (target.pages[:, 1] == POISON).all()
 
 
+def test_a_transfer_half_of_which_was_posted_is_quiescent_when_that_half_has_landed():
+    with End(Role.PREFILL, max_outstanding=2) as source, End(Role.DECODE, fill=POISON) as target:
+        prepared = source.meet(target)
+        source.nic.gate.clear()
+        transfer = source.write(prepared, [0], [0])  # 4 buffers
+        source.transport.remove_peer(prepared.peer)
+        (record,) = source.finish(transfer)
+        assert (record.state, record.quiescent) == (FAILED, False)
+        source.nic.gate.set()
+        (record,) = source.settle(transfer)
+        assert (record.state, record.quiescent) == (FAILED, True)
+        assert np.array_equal(target.pages[:2, 0], source.pages[:2, 0])
+        assert (target.pages[2:] == POISON).all()
+
+
 def test_deregistered_memory_is_refused_by_the_receiver():
     with End(Role.PREFILL) as source, End(Role.DECODE, fill=POISON) as target:
         prepared = source.meet(target)

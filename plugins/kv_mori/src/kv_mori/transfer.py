@@ -33,7 +33,7 @@ class MoriTransfer(Transfer):
     them, which the engine writes to through bare pointers: they must outlive its interest, so nobody drops them early.
     """
 
-    __slots__ = ("error", "held", "news", "pending", "statuses", "weight")
+    __slots__ = ("error", "held", "news", "pending", "proven", "statuses", "weight")
 
     def __init__(self, peer: PeerKey, nbytes: int, parts: Iterator[Part]) -> None:
         super().__init__(peer, nbytes)
@@ -42,6 +42,7 @@ class MoriTransfer(Transfer):
         self.statuses: list[Any] = []
         self.weight = 0  # of what is posted and not known to be final
         self.error: str | None = None
+        self.proven = True  # of what was posted, nothing has failed
         self.news = False  # it moved on since somebody looked at this
 
     @property
@@ -80,6 +81,7 @@ class MoriTransfer(Transfer):
                 failed += [status for status in reversed(settled) if not status.Succeeded()]
                 pending[:] = waiting
         if failed:
+            self.proven = False
             self.fail(describe_failure(failed[-1].Code().name, failed[-1].Message()))
         self.news = self.news or not pending
 

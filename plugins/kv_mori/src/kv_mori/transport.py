@@ -22,7 +22,8 @@ nothing has moved for a while (a peer that hangs) it looks 200 times a second in
 - A killed peer: its NIC no longer acknowledges, and the statuses fail after the retry limit (about 4 seconds). That its
   process has ended is core's to prove; nothing here can.
 
-So a failed transfer is quiescent if nothing of it was posted, and else never on MORI's word.
+So a failed transfer is quiescent if whatever was posted of it has succeeded (the rest was held back here, for a peer that
+was removed), and else never on MORI's word.
 """
 
 from __future__ import annotations
@@ -205,9 +206,7 @@ class MoriTransport(Transport):
         if peer in self._peers:
             return
         try:
-            own = next(
-                (desc.pack() for desc in self._memory.values()), b"\x90"
-            )  # without memory of ours: none of theirs
+            own = next((desc.pack() for desc in self._memory.values()), b"\x90")  # an empty one: like none of theirs
             found = wire.unpack(descriptor, self._engine.get_engine_desc().pack(), own)
             there = self._io.EngineDesc.unpack(found.engine)
             memory = {item.index: self._io.MemoryDesc.unpack(item.packed) for item in found.memory}
@@ -318,7 +317,7 @@ class MoriTransport(Transport):
             transfer.posted(self._engine.batch_write(local, local_offsets, remote, remote_offsets, sizes, uids))
         except Exception as error:  # noqa: BLE001  (whatever it was, the transfer has failed, and core is told)
             self._kept += orphans(error)
-            transfer.statuses.append(None)  # unknown ones: something may have been posted
+            transfer.proven = False
             transfer.fail(f"MORI's batch_write raised {type(error).__name__}: {error}")
 
     def progress(self, transfers: Sequence[Transfer]) -> list[TransferProgress]:
@@ -332,7 +331,8 @@ class MoriTransport(Transport):
         for transfer in transfers:
             assert isinstance(transfer, MoriTransfer), "made by submit()"
             if transfer.error is not None:
-                records.append(TransferProgress(transfer, transfer.state, not transfer.statuses, transfer.error))
+                quiescent = transfer.proven and not transfer.pending
+                records.append(TransferProgress(transfer, transfer.state, quiescent, transfer.error))
             elif not (transfer.pending or transfer.held):
                 records.append(TransferProgress(transfer, transfer.state, quiescent=True))
         return records
@@ -362,7 +362,7 @@ class MoriTransport(Transport):
             peer.weight -= transfer.weight
             with suppress(ValueError):  # nothing of it was held back
                 peer.waiting.remove(transfer)
-        if transfer.pending or transfer.error is not None:
+        if transfer.pending or not transfer.proven:
             self._kept.append(transfer.statuses)
 
     # -- the owner thread's wait -----------------------------------------------------------------------------------
@@ -391,9 +391,11 @@ class MoriTransport(Transport):
         if self._closed:
             return
         self._closed = True
-        for peer in list(self._peers):
-            self.remove_peer(peer)
-        self.deregister_memory(list(self._memory))
-        self._engine = None
-        self._moving.clear()
-        self._kept.clear()
+        try:
+            for peer in list(self._peers):
+                self.remove_peer(peer)
+            self.deregister_memory(list(self._memory))
+        finally:
+            self._engine = None
+            self._moving.clear()
+            self._kept.clear()
