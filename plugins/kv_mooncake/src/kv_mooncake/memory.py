@@ -1,14 +1,12 @@
 """Registered memory: what the engine may touch, kept so that the engine's own rules are met.
 
-The engine takes any address, mapped or not, registered or not, on the sending side, and refuses to register ranges that
-overlap. So what it accepts without a look is checked here, and ranges that overlap are registered as their union.
+The engine takes any address on the sending side, registered or not, and refuses to register ranges that overlap. So
+``holds`` is asked here before it is given any, and ranges that overlap are registered as their union.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,9 +14,6 @@ from kv_core import MemoryKind, Region, RegistrationError
 from kv_mooncake.codes import meaning
 from kv_mooncake.engine import Engine
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-_MS_ASYNC = 1
 _ERRNO = {-1: errno.EINVAL, -3: errno.ENOENT, -7: errno.EEXIST}
 
 
@@ -118,17 +113,3 @@ def _check(region: Region, position: int) -> None:
             f"{_named(region)} is ROCm memory, which none of the engine's published wheels moves (ENOTSUP)",
             region=position, errno=errno.ENOTSUP,
         )  # fmt: skip
-    if region.kind is MemoryKind.HOST and not _is_mapped(region.address, region.nbytes):
-        raise RegistrationError(
-            f"{_named(region)} is not mapped in this process (ENOMEM): pass the address of memory that is allocated and "
-            "stays allocated",
-            region=position, errno=errno.ENOMEM,
-        )  # fmt: skip
-
-
-def _is_mapped(address: int, nbytes: int) -> bool:
-    page = os.sysconf("SC_PAGE_SIZE")
-    start = address - address % page
-    if nbytes <= 0 or address + nbytes > 2**63:
-        return False
-    return bool(_libc.msync(start, address + nbytes - start, _MS_ASYNC) == 0)  # ENOMEM for a hole; else it does nothing

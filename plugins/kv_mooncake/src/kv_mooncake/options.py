@@ -1,17 +1,17 @@
-"""``TransferConfig.options`` of this backend: checked, and turned into what the engine wants to be told."""
+"""``TransferConfig.options`` of this backend, and what of the host and the environment bears on them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal, NamedTuple
 
-from kv_core import InvalidConfig
+from msgspec import Meta, Struct
+
+from kv_core import InvalidConfig, parse_options
 
 DEVICES = Path("/sys/class/infiniband")
-PROTOCOLS = ("auto", "tcp", "rdma")
 
 # The engine refuses what goes beyond its own bounds on what waits for one peer, and what waits longer than its patience.
 # What is posted here stays below its defaults; these are for what else there may be to the same peer at that time.
@@ -24,58 +24,58 @@ _MIN_TIMEOUT_S = 5
 _TIMEOUT_S = 30
 
 
-@dataclass(frozen=True)
-class Options:
-    """protocol: ``tcp``, ``rdma``, or ``auto`` (default): RDMA if the host has a device for it, else TCP.
+class Options(Struct, frozen=True):
+    """protocol: ``tcp``, ``rdma``, or ``auto``: RDMA if the host has a device for it, else TCP.
 
-    devices: names of RDMA devices to use (a list, or one string with commas); none: all that the engine finds.
-    failures_to_open: failed submissions in a row after which a peer's breaker opens; retry_after_s: how long it then
-    refuses before the peer is probed.
+    devices: names of RDMA devices to use; none: all. failures_to_open: failed submissions in a row after which a peer's
+    breaker opens; retry_after_s: how long it then refuses before the peer is probed.
     """
 
-    protocol: str = "auto"
+    protocol: Literal["auto", "tcp", "rdma"] = "auto"
     devices: tuple[str, ...] = ()
-    failures_to_open: int = 3
-    retry_after_s: float = 1.0
-    environment: Mapping[str, str] = field(default_factory=dict)
+    failures_to_open: Annotated[int, Meta(ge=1)] = 3
+    retry_after_s: Annotated[float, Meta(gt=0)] = 1.0
+
+
+class Fabric(NamedTuple):
+    """What the engine is told to use. ``protocol`` is tcp or rdma; ``devices`` are those of the latter."""
+
+    protocol: str
+    devices: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """In words, for people."""
+        return " ".join([self.protocol, *filter(None, [",".join(self.devices)])])
 
     @property
-    def fabric(self) -> str:
-        """What is in use, in words."""
-        return " ".join([self.protocol, *([",".join(self.devices)] if self.devices else [])])
+    def environment(self) -> dict[str, str]:
+        """What the engine shall find in its environment when it starts."""
+        return {"MC_FORCE_TCP": "1", **_ROOMY} if self.protocol == "tcp" else _ROOMY
 
-    @classmethod
-    def parse(cls, options: Mapping[str, object]) -> Options:
-        """The options with ``auto`` decided. Raises ``InvalidConfig``."""
-        known: dict[str, Any] = {"protocol": "auto", "devices": (), "failures_to_open": 3, "retry_after_s": 1.0}
-        unknown = sorted(set(options) - set(known))
-        if unknown:
-            raise InvalidConfig(f"TransferConfig.options has {unknown}, kv-mooncake knows {sorted(known)}")
-        known.update(options)
-        protocol = known["protocol"]
-        if protocol not in PROTOCOLS:
-            raise InvalidConfig(f"TransferConfig.options['protocol'] is {protocol!r}, must be one of {PROTOCOLS}")
-        devices = _devices(known["devices"])
-        present = present_devices()
-        missing = [name for name in devices if name not in present]
-        if missing:
-            raise InvalidConfig(
-                f"TransferConfig.options['devices'] names {missing}, this host has {present or 'no RDMA devices'} "
-                f"(see {DEVICES})"
-            )
-        if protocol == "auto":
-            protocol = "rdma" if present and not os.environ.get("MC_FORCE_TCP") else "tcp"
-        if protocol == "rdma":
-            _check_rdma(present)
-        elif devices:
-            raise InvalidConfig("TransferConfig.options: 'devices' are RDMA devices, and the protocol is tcp")
-        return cls(
-            protocol,
-            devices if devices or protocol == "tcp" else tuple(present),
-            _number(known, "failures_to_open", whole=True),
-            _number(known, "retry_after_s", whole=False),
-            {"MC_FORCE_TCP": "1", **_ROOMY} if protocol == "tcp" else _ROOMY,
+
+def read(options: Mapping[str, object]) -> tuple[Options, Fabric]:
+    """The options, and what they mean on this host. Raises ``InvalidConfig``."""
+    chosen = parse_options(Options, options, backend="mooncake")
+    present = present_devices()
+    missing = [name for name in chosen.devices if name not in present]
+    if missing:
+        has = ", ".join(present) or "no RDMA devices"
+        raise InvalidConfig(
+            f"option devices names {', '.join(map(repr, missing))}, this host has {has} (see {DEVICES})"
         )
+    forced = bool(os.environ.get("MC_FORCE_TCP"))
+    if chosen.protocol == "tcp" or (chosen.protocol == "auto" and (forced or not present)):
+        if chosen.devices:
+            raise InvalidConfig("option devices names RDMA devices, and the protocol is tcp: leave one of the two out")
+        return chosen, Fabric("tcp")
+    if not present:
+        raise InvalidConfig(
+            f"option protocol is 'rdma', and this host has no RDMA device ({DEVICES} is empty or absent): load the driver, "
+            "pass the devices into the container, or use protocol 'tcp'"
+        )
+    if forced:
+        raise InvalidConfig("option protocol is 'rdma', and MC_FORCE_TCP is set: unset it")
+    return chosen, Fabric("rdma", chosen.devices or tuple(present))
 
 
 def present_devices() -> list[str]:
@@ -95,30 +95,3 @@ def engine_timeout_s() -> float:
         return max(_MIN_TIMEOUT_S, int(text))
     except ValueError:
         raise InvalidConfig(f"MC_TRANSFER_TIMEOUT is {text!r}, must be whole seconds") from None
-
-
-def _devices(value: object) -> tuple[str, ...]:
-    names = value.split(",") if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name.strip() for name in names):
-        raise InvalidConfig(
-            f"TransferConfig.options['devices'] is {value!r}, must be a list of names such as ['mlx5_0']"
-        )
-    return tuple(dict.fromkeys(name.strip() for name in names))
-
-
-def _check_rdma(present: list[str]) -> None:
-    if not present:
-        raise InvalidConfig(
-            f"TransferConfig.options['protocol'] is 'rdma', and this host has no RDMA device ({DEVICES} is empty or absent): "
-            "load the driver, pass the devices into the container, or use protocol='tcp'"
-        )
-    if os.environ.get("MC_FORCE_TCP"):
-        raise InvalidConfig("TransferConfig.options['protocol'] is 'rdma', and MC_FORCE_TCP is set: unset it")
-
-
-def _number(options: Mapping[str, Any], name: str, *, whole: bool) -> Any:
-    value = options[name]
-    if (type(value) is not int and (whole or type(value) is not float)) or not value > 0:
-        kind = "whole number" if whole else "number"
-        raise InvalidConfig(f"TransferConfig.options[{name!r}] is {value!r}, must be a {kind} greater than 0")
-    return value

@@ -48,7 +48,7 @@ from kv_mooncake.breaker import Breaker
 from kv_mooncake.descriptor import Descriptor, check_host
 from kv_mooncake.engine import open_engine
 from kv_mooncake.memory import RegisteredMemory
-from kv_mooncake.options import Options, engine_timeout_s
+from kv_mooncake.options import engine_timeout_s, read
 from kv_mooncake.peer import Peer
 from kv_mooncake.posting import Copies, Mover, Outcome
 
@@ -84,13 +84,14 @@ class MooncakeTransport(Transport):
             raise InvalidConfig("kv-mooncake writes (direction 'write'), it does not read")
         host = context.advertised_host
         _check_host(host)
-        self._options = options = Options.parse(context.config.options)
+        self._options, self._fabric = read(context.config.options)
         timeout_s = engine_timeout_s()
         address = f"[{host}]" if ":" in host else host
-        self._engine = open_engine(address, options.protocol, ",".join(options.devices), options.environment)
+        protocol, devices = self._fabric
+        self._engine = open_engine(address, protocol, ",".join(devices), self._fabric.environment)
         self._memory = RegisteredMemory(self._engine)
-        self._mover = Mover(self._engine, timeout_s, spin=options.protocol != "tcp", clock=time.monotonic)
-        self._descriptor = Descriptor(host, self._engine.get_rpc_port(), options.protocol)
+        self._mover = Mover(self._engine, timeout_s, spin=protocol != "tcp", clock=time.monotonic)
+        self._descriptor = Descriptor(host, self._engine.get_rpc_port(), protocol)
         self._peers: dict[PeerKey, Peer] = {}
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._closed = False
@@ -113,25 +114,16 @@ class MooncakeTransport(Transport):
 
     def add_peer(self, peer: PeerKey, descriptor: bytes) -> None:
         """See ``Transport``."""
-        if peer in self._peers:
-            return
         try:
             where = Descriptor.unpack(descriptor)
         except ValueError as error:
             raise TransportError(f"peer {peer.name[:8]} sent {error}", quiescent=True) from error
-        if where.protocol != self._options.protocol:
+        if where.protocol != self._fabric.protocol:
             raise TransportError(
-                f"peer {peer.name[:8]} uses {where.protocol}, and this side {self._options.protocol}: give both the same "
-                "options['protocol']",
+                f"peer {peer.name[:8]} uses {where.protocol}, and this side {self._fabric.protocol}: give both the same "
+                "option protocol",
                 quiescent=True,
             )
-        for known in [key for key in self._peers if key.name == peer.name]:
-            if known.generation > peer.generation:
-                raise TransportError(
-                    f"peer {peer.name[:8]} is known by generation {known.generation}, {peer.generation} is of the past",
-                    quiescent=True,
-                )
-            self.remove_peer(known)
         breaker = Breaker(self._options.failures_to_open, self._options.retry_after_s)
         self._peers[peer] = Peer(peer, where, breaker)
 
@@ -156,7 +148,7 @@ class MooncakeTransport(Transport):
 
     def describe(self, peer: PeerKey) -> str:
         """See ``Transport``."""
-        return self._options.fabric
+        return str(self._fabric)
 
     def probe(self, peer: PeerKey) -> bool:
         """See ``Transport``: whether the peer's engine serves its port. Takes two seconds at the most."""
