@@ -17,8 +17,8 @@ from kv_core import KVArgs, Pool, Role, TransferConfig, TransferState
 from kv_core.contract.transport import PeerKey, Transfer, TransferProgress, TransportContext
 from kv_core.layout import Batch, MemoryLayout, make_batch, plan_transfer
 from kv_mori import MoriTransport
+from kv_mori.peers import MoriPrepared
 from kv_mori.transfer import MoriTransfer
-from kv_mori.transport import MoriPrepared
 
 if TYPE_CHECKING:
     from typing_extensions import Self

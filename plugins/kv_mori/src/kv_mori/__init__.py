@@ -1,7 +1,8 @@
 """kv-mori: AMD's MORI-IO as a backend of kv-core.
 
-Read in this order: ``transport`` (the contract, and what each failure proves), ``transfer`` (one submission), ``engine``
-(finding and opening MORI), ``wire`` (what peers tell each other), ``options``. Importing this loads neither MORI nor torch.
+Read in this order: ``transport`` (the contract, and what each failure proves), ``transfer`` (one submission), ``peers``,
+``engine`` (finding and opening MORI), ``wire`` (what peers tell each other), ``options``. Importing this loads neither
+MORI nor torch.
 """
 
 from importlib.metadata import version

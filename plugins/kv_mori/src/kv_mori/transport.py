@@ -30,17 +30,23 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any
 
-import numpy as np
-
-from kv_core import Direction, MemoryKind, NotSupported, Region, RegistrationError, ThreadingModel, TransportError
+from kv_core import (
+    Direction,
+    MemoryKind,
+    NotSupported,
+    Region,
+    RegistrationError,
+    ThreadingModel,
+    TransportError,
+    parse_options,
+)
 from kv_core.contract.transport import (
-    CopyList,
     PeerKey,
     Prepared,
     Transfer,
@@ -53,6 +59,7 @@ from kv_core.contract.transport import (
 from kv_mori import wire
 from kv_mori.engine import load, open_engine
 from kv_mori.options import MoriOptions
+from kv_mori.peers import MoriPeer, MoriPrepared
 from kv_mori.transfer import MoriTransfer, cut
 
 SLICE_MS = 1
@@ -61,61 +68,6 @@ SCAN_S = 0.05
 STALL_S = 0.05
 STALL_LOOK_S = 0.005
 """Nothing has moved for so long: it is looked at only so often, and ``wake`` is heard at once."""
-
-
-class MoriPeer:
-    """What is known of a peer. ``weight``: work requests in flight to it; ``waiting``: transfers with parts held back."""
-
-    def __init__(self, engine: Any, memory: dict[int, Any]) -> None:
-        self.engine = engine
-        self.memory = memory
-        self.weight = 0
-        self.waiting: deque[MoriTransfer] = deque()
-        self.failed = False
-
-
-def orphans(error: BaseException) -> list[Any]:
-    """Lists that only the frames of a call that raised still hold: the statuses that MORI's Python layer made are one."""
-    found: list[Any] = []
-    trace = error.__traceback__
-    while trace is not None:
-        found += [value for value in trace.tb_frame.f_locals.values() if isinstance(value, list)]
-        trace = trace.tb_next
-    return found
-
-
-class MoriPrepared(Prepared):
-    """The regions' descriptors and sizes, in the plan's order, and the sessions that keep what MORI set up for them."""
-
-    def __init__(self, peer: PeerKey, plan: TransferPlan, local: list[Any], remote: list[Any]) -> None:
-        super().__init__(peer, plan)
-        self.regions = (local, remote)
-        self.sizes = tuple(np.array([desc.size if desc else 0 for desc in side], np.uint64) for side in self.regions)
-        self.sessions: list[Any] = []
-
-    def pairs(self) -> Iterable[tuple[int, int]]:
-        """Positions of regions that have to do with each other."""
-        return sorted({
-            pair for pool in self.plan.pools
-            for pair in zip(pool.local_region.tolist(), pool.remote_region.tolist(), strict=True)
-        })  # fmt: skip
-
-    def check(self, copies: CopyList) -> None:
-        """Raise for the first copy that is not inside both regions."""
-        sides = (
-            ("reads", copies.local_region, copies.local_offset),
-            ("writes", copies.remote_region, copies.remote_offset),
-        )
-        for sizes, (verb, region, offset) in zip(self.sizes, sides, strict=True):
-            size = sizes[region.astype(np.intp)]
-            wrong = np.flatnonzero((copies.length > size) | (offset > size - np.minimum(copies.length, size)))
-            if wrong.size:
-                at = int(wrong[0])
-                raise TransportError(
-                    f"copy {at} of {len(size)} {verb} {copies.length[at]} bytes at offset {offset[at]} of region "
-                    f"{region[at]}, which has {size[at]} bytes registered",
-                    quiescent=True,
-                )
 
 
 class MoriTransport(Transport):
@@ -127,7 +79,7 @@ class MoriTransport(Transport):
         super().__init__(context)
         if context.direction is not Direction.WRITE:
             raise NotSupported("reading from a peer's memory", "read")
-        self._options = MoriOptions.parse(context.config.options)
+        self._options = parse_options(MoriOptions, context.config.options, backend="mori")
         self._io = load()
         self._engine = open_engine(self._io, context, self._options)
         self._memory: dict[Region, Any] = {}
@@ -203,8 +155,6 @@ class MoriTransport(Transport):
 
     def add_peer(self, peer: PeerKey, descriptor: bytes) -> None:
         """See ``Transport``."""
-        if peer in self._peers:
-            return
         try:
             own = next((desc.pack() for desc in self._memory.values()), b"\x90")  # an empty one: like none of theirs
             found = wire.unpack(descriptor, self._engine.get_engine_desc().pack(), own)
@@ -212,17 +162,8 @@ class MoriTransport(Transport):
             memory = {item.index: self._io.MemoryDesc.unpack(item.packed) for item in found.memory}
         except Exception as error:
             raise TransportError(f"peer {peer.name[:8]} sent {error}", quiescent=True) from error
-        if there.key == self.context.instance_id or any(
-            known.engine.key == there.key for key, known in self._peers.items() if key.name != peer.name
-        ):
+        if there.key in (self.context.instance_id, *(known.engine.key for known in self._peers.values())):
             raise TransportError(f"peer {peer.name[:8]} sent the engine key of another one", quiescent=True)
-        for key in [key for key in self._peers if key.name == peer.name]:
-            if key.generation > peer.generation:
-                raise TransportError(
-                    f"peer {peer.name[:8]} is known by generation {key.generation}, {peer.generation} is of the past",
-                    quiescent=True,
-                )
-            self.remove_peer(key)
         self._engine.register_remote_engine(there)
         self._peers[peer] = MoriPeer(there, memory)
 
@@ -399,3 +340,13 @@ class MoriTransport(Transport):
             self._engine = None
             self._moving.clear()
             self._kept.clear()
+
+
+def orphans(error: BaseException) -> list[Any]:
+    """Lists that only the frames of a call that raised still hold: the statuses that MORI's Python layer made are one."""
+    found: list[Any] = []
+    trace = error.__traceback__
+    while trace is not None:
+        found += [value for value in trace.tb_frame.f_locals.values() if isinstance(value, list)]
+        trace = trace.tb_next
+    return found
