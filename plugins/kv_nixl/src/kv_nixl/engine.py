@@ -42,6 +42,7 @@ def load_engine() -> Any:
     raising = logging.raiseExceptions
     for package in PACKAGES:
         try:
+            importlib.import_module(package)
             bindings = importlib.import_module(f"{package}._bindings")
         except ImportError as error:
             absent = isinstance(error, ModuleNotFoundError) and error.name == package
