@@ -87,10 +87,18 @@ class End:
 
     def write(self, prepared: Prepared, local: npt.ArrayLike, remote: npt.ArrayLike) -> TransferProgress:
         """Submit these pages; how it went."""
-        return self.look(self.transport.submit(prepared, batch_of(prepared, local, remote)))
+        return self.finish(self.transport.submit(prepared, batch_of(prepared, local, remote)))
+
+    def finish(self, transfer: Transfer) -> TransferProgress:
+        """Drive until it is no longer pending."""
+        deadline = time.monotonic() + LIMIT_S
+        while not (records := list(self.transport.progress([transfer]))):
+            assert time.monotonic() < deadline, f"still pending after {LIMIT_S} s"
+            self.transport.wait(0.002)  # short: a test may do this on several threads, of which one hears the bell
+        return records[0]
 
     def look(self, transfer: Transfer) -> TransferProgress:
-        """One transfer's record now."""
+        """Its record now: it is not pending."""
         (record,) = self.transport.progress([transfer])
         return record
 

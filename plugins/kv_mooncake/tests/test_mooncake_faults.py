@@ -199,14 +199,14 @@ def test_closing_ends_the_wait_for_a_stopped_peer():
         target.stop()
         transfers = []
         watched = source.transport._mover._engine = Watched(source.transport._mover._engine)
-        batch = batch_of(prepared, range(1, 256, 2), range(1, 256, 2))
+        batch = batch_of(prepared, range(256), np.arange(256)[::-1])  # more than fits
         thread = threading.Thread(target=lambda: transfers.append(source.transport.submit(prepared, batch)))
         thread.start()
         assert watched.under_way.wait(60.0)
         source.transport.close()
         thread.join(20.0)
         assert not thread.is_alive()
-        assert [source.look(each)[1:3] for each in transfers] == [(FAILED, False)]
+        assert [source.finish(each)[1:3] for each in transfers] == [(FAILED, False)]
 
 
 def test_a_restarted_peer_is_a_new_generation():

@@ -81,7 +81,7 @@ def test_pages_state_and_auxiliary_row_in_one_transfer(target):
         prepared = source.meet(target)
         batch = batch_of(prepared, [1, 2], [9, 3], state=([4, 0], [1, 7]), aux=(15, 2))
         transfer = source.transport.submit(prepared, batch)
-        assert source.look(transfer).state is DONE
+        assert source.finish(transfer).state is DONE
         assert transfer.nbytes == batch.nbytes
         assert (target.fetch("kv") == expected(source.pages, target.shape, [1, 2], [9, 3])).all()
         assert (target.fetch("mamba") == expected(source.state, STATE, [4, 0], [1, 7])).all()
@@ -105,6 +105,17 @@ def test_what_is_in_use_and_whether_it_answers(target):
         assert source.transport.describe(prepared.peer) == "tcp"
         assert source.transport.probe(prepared.peer)
         assert not source.transport.probe(PeerKey("nobody", 1))
+
+
+def test_close_ends_the_engine_though_something_refers_to_what_was_prepared(target):
+    with End(Role.PREFILL, **MANY) as source, End(Role.PREFILL, **MANY) as other:
+        prepared = source.meet(target)
+        transfer = source.transport.submit(prepared, batch_of(prepared, range(64), range(64)))
+        assert source.finish(transfer).state is DONE
+        seen = other.meet(source).peer
+        assert other.transport.probe(seen)
+        source.transport.close()
+        assert not other.transport.probe(seen)
 
 
 def test_wake_ends_a_wait_now_or_next(target):

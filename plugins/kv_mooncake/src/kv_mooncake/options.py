@@ -64,6 +64,8 @@ def read(options: Mapping[str, object]) -> tuple[Options, Fabric]:
             f"option devices names {', '.join(map(repr, missing))}, this host has {has} (see {DEVICES})"
         )
     forced = bool(os.environ.get("MC_FORCE_TCP"))
+    if os.environ.get("MC_TCP_PROTO") == "1":
+        raise InvalidConfig("MC_TCP_PROTO=1 is set: the engine then calls copies done that have not landed. Unset it")
     if chosen.protocol == "tcp" or (chosen.protocol == "auto" and (forced or not present)):
         if chosen.devices:
             raise InvalidConfig("option devices names RDMA devices, and the protocol is tcp: leave one of the two out")

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 
 from kv_core import TransportError
 from kv_core.contract.transport import PeerKey
 from kv_mooncake.breaker import Breaker
 from kv_mooncake.descriptor import Descriptor
+from kv_mooncake.line import Line
 from kv_mooncake.posting import Outcome
 
 PROBE_S = 1.0
 
 
 class Peer:
-    """``admit`` and ``tell`` belong to the peer's posting thread, the rest to any."""
+    """``admit`` belongs to the peer's posting thread, the rest to any."""
 
-    def __init__(self, key: PeerKey, where: Descriptor, breaker: Breaker) -> None:
+    def __init__(self, key: PeerKey, where: Descriptor, breaker: Breaker, line: Line) -> None:
         self.key = key
         self.where = where
         self.session = where.session
+        self.line = line
         self.removed = False  # set by the owner, read by the posting thread
         self._breaker = breaker
+        self._lock = threading.Lock()  # of the breaker: batches end on another thread than they begin
         self._met = False
         self._last_error = ""
 
@@ -38,29 +42,30 @@ class Peer:
         """
         if self.removed:
             raise TransportError(f"peer {self.key.name[:8]} is not known any more", quiescent=True)
-        seconds = self._breaker.refuses(time.monotonic())
+        with self._lock:
+            seconds, probe = self._breaker.refuses(time.monotonic()), self._breaker.open or not self._met
         if seconds:
             raise TransportError(
                 f"peer {self.key.name[:8]} at {self.session} has failed {self._breaker.failures} times in a row and is not "
                 f"tried for {seconds:.1f} s more (options failures_to_open, retry_after_s); the last time: {self._last_error}",
                 quiescent=True,
             )
-        if self._met and not self._breaker.open:
+        if not probe:
             return
         if not self.probe():
-            self._last_error = f"its engine did not answer within {PROBE_S:g} s"
-            self._breaker.failed(time.monotonic())
+            self.tell(Outcome(f"its engine did not answer within {PROBE_S:g} s"))
             text = f"the engine of peer {self.key.name[:8]} does not answer at {self.session}: it has ended, is stopped, or can't be reached"
             raise TransportError(text, quiescent=True)
         self._met = True
 
     def tell(self, outcome: Outcome) -> None:
-        """How a batch went."""
-        if outcome.error is None:
-            self._breaker.succeeded()
-        else:
-            self._last_error = outcome.error
-            self._breaker.failed(time.monotonic(), at_once=outcome.overran)
+        """How a batch or a probe went."""
+        with self._lock:
+            if outcome.error is None:
+                self._breaker.succeeded()
+            else:
+                self._last_error = outcome.error
+                self._breaker.failed(time.monotonic(), at_once=outcome.overran)
 
 
 def _answers(host: str, port: int, timeout_s: float) -> bool:

@@ -10,7 +10,6 @@ there the spinning call is right, which also tries another device after a failur
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -45,7 +44,9 @@ class Outcome(NamedTuple):
     overran: bool = False
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
+    """What one call posted, and what it is asked about by."""
+
     batch: int  # 0: there is only the last copy
     last: int
     nbytes: int
@@ -62,44 +63,22 @@ class Mover:
     def __init__(self, engine: Engine, timeout_s: float, *, spin: bool, clock: Callable[[], float]) -> None:
         self._engine = engine
         self._timeout_s = timeout_s
-        self._spin = spin
-        self._clock = clock
-        self._stopped = False
+        self.spin = spin
+        self.clock = clock
+        self.stopped = False
         self._pace = 0.0  # seconds for a byte, lately; a guess that threads may share without a lock
 
     def stop(self) -> None:
         """Nothing more is posted or awaited."""
-        self._stopped = True
+        self.stopped = True
 
-    def move(self, session: str, copies: Copies) -> Outcome:
-        """Write all copies, or say why not. Blocks until they have landed, failed, or used up their time."""
-        if self._spin:
-            return self._move_spinning(session, copies)
-        flying: deque[_Piece] = deque()
-        failure: Outcome | None = None
-        posted, since = False, 0.0
-        for start in range(0, len(copies.length), PIECE):
-            if len(flying) == IN_FLIGHT:
-                failure = self._await(flying.popleft(), since)
-                since = self._clock()
-            if failure is None and self._stopped:
-                failure = Outcome("the transport was closed before all of it was posted", posted)
-            if failure is not None:
-                break
-            piece = self._post(session, Copies(*(array[start : start + PIECE] for array in copies)))
-            if isinstance(piece, Outcome):
-                failure = piece._replace(posted=piece.posted or posted)
-                break
-            posted = True
-            flying.append(piece)
-        while flying:
-            outcome = self._await(flying.popleft(), since)
-            since = self._clock()
-            failure = failure or outcome
-        return failure or Outcome(None)
+    def forget(self) -> None:
+        """Let go of the engine, which ends with its last reference."""
+        self._engine = None
 
-    def _post(self, session: str, copies: Copies) -> _Piece | Outcome:
-        engine, now = self._engine, self._clock()
+    def post(self, session: str, copies: Copies) -> Piece | Outcome:
+        """Let the engine begin with at most ``PIECE`` copies. An outcome: it did not take all of them."""
+        engine, now = self._engine, self.clock()
         local, remote, length = copies.local.tolist(), copies.remote.tolist(), copies.length.tolist()
         nbytes = sum(length)
         final = local.pop(), remote.pop(), length.pop()
@@ -109,23 +88,24 @@ class Mover:
         last = engine.transfer_submit_write(session, *final)
         if not last:
             return Outcome(f"the engine took only a part for the peer at {session}", posted=bool(batch))
-        return _Piece(batch, last, nbytes, now, now + self._timeout_s + nbytes * 1e-9)
+        return Piece(batch, last, nbytes, now, now + self._timeout_s + nbytes * 1e-9)
 
-    def _await(self, piece: _Piece, since: float = 0.0) -> Outcome | None:
-        engine, check = self._engine, self._engine.transfer_check_status
+    def wait(self, piece: Piece, since: float) -> Outcome | None:
+        """Wait for a piece, whose turn came at ``since`` if that is later than it was posted. None: it has landed."""
+        engine = self._engine
         begun = max(since, piece.begun)
-        pause = min(piece.nbytes * self._pace * _FIRST_SHARE - (self._clock() - begun), _MAX_FIRST_S)
+        pause = min(piece.nbytes * self._pace * _FIRST_SHARE - (self.clock() - begun), _MAX_FIRST_S)
         if pause > _MIN_PAUSE_S:
             time.sleep(pause)
-        while (state := check(piece.last)) == 0:
-            now = self._clock()
-            if self._stopped:
+        while (state := 0 if self.stopped else engine.transfer_check_status(piece.last)) == 0:
+            now = self.clock()
+            if self.stopped:
                 return Outcome("the transport was closed while it was on its way")
             if now >= piece.deadline:
                 break
             time.sleep(min(max((now - begun) * _SPREAD, _MIN_PAUSE_S), _MAX_PAUSE_S))
         code = engine.get_batch_transfer_status([piece.batch]) if piece.batch else 0
-        now = self._clock()
+        now = self.clock()
         if state == 1 and code == 0:
             self._pace = (now - begun) / piece.nbytes
             return None
@@ -137,13 +117,14 @@ class Mover:
             )
         return Outcome(f"{meaning(code or min(state, -1))}, {now - piece.begun:.3f} s after it was posted")
 
-    def _move_spinning(self, session: str, copies: Copies) -> Outcome:
+    def move_spinning(self, session: str, copies: Copies) -> Outcome:
+        """Write all copies with the engine's waiting call."""
         for start in range(0, len(copies.length), PIECE * IN_FLIGHT):
-            begun = self._clock()
+            begun = self.clock()
             piece = [array[start : start + PIECE * IN_FLIGHT].tolist() for array in copies]
             code = self._engine.batch_transfer_sync_write(session, *piece)
             if code:
-                seconds = self._clock() - begun
+                seconds = self.clock() - begun
                 return Outcome(
                     f"{meaning(code)}, {seconds:.3f} s after it was posted", overran=seconds >= self._timeout_s
                 )

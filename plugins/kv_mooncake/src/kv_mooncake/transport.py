@@ -1,8 +1,8 @@
 """The transport contract over one Mooncake ``TransferEngine``.
 
 **Threads.** An engine call that waits, waits natively, and a stopped peer is only noticed after 30 seconds: so this is a
-``BLOCKING`` transport, and core gives each peer a thread. The engine has one IO thread; ``posting`` says how the peers'
-threads wait without taking its time.
+``BLOCKING`` transport, and core gives each peer a thread, which posts. Another one waits for what was posted (``line``). The
+engine has one IO thread; ``posting`` says how it is waited for without taking that thread's time.
 
 **Quiescence.** The engine says of a batch that it has failed as soon as one copy has, and goes on with the others: what was
 accepted has been seen to land half a second after the error. So a batch that failed after anything of it was posted is
@@ -47,6 +47,7 @@ from kv_core.contract.transport import (
 from kv_mooncake.breaker import Breaker
 from kv_mooncake.descriptor import Descriptor, check_host
 from kv_mooncake.engine import open_engine
+from kv_mooncake.line import Line
 from kv_mooncake.memory import RegisteredMemory
 from kv_mooncake.options import engine_timeout_s, read
 from kv_mooncake.peer import Peer
@@ -64,13 +65,14 @@ class MooncakePrepared(Prepared):
 
 
 class MooncakeTransfer(Transfer):
-    """A batch whose ``submit`` has returned: done, or failed with a sentence."""
+    """A batch. ``error`` is set before ``state``: they change on the thread that awaits, and are read by the owner."""
 
-    __slots__ = ("error",)
+    __slots__ = ("error", "state")
 
-    def __init__(self, peer: PeerKey, nbytes: int, error: str | None = None) -> None:
+    def __init__(self, peer: PeerKey, nbytes: int) -> None:
         super().__init__(peer, nbytes)
-        self.error = error
+        self.error: str | None = None
+        self.state = TransferState.PENDING if nbytes else TransferState.DONE
 
 
 class MooncakeTransport(Transport):
@@ -93,6 +95,7 @@ class MooncakeTransport(Transport):
         self._mover = Mover(self._engine, timeout_s, spin=protocol != "tcp", clock=time.monotonic)
         self._descriptor = Descriptor(host, self._engine.get_rpc_port(), protocol)
         self._peers: dict[PeerKey, Peer] = {}
+        self._lines: list[Line] = []  # also those of peers that were removed, while they wait for something
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._closed = False
 
@@ -125,13 +128,17 @@ class MooncakeTransport(Transport):
                 quiescent=True,
             )
         breaker = Breaker(self._options.failures_to_open, self._options.retry_after_s)
-        self._peers[peer] = Peer(peer, where, breaker)
+        self._lines.append(line := Line(self._mover, where.session))
+        self._peers[peer] = Peer(peer, where, breaker, line)
 
     def remove_peer(self, peer: PeerKey) -> None:
         """See ``Transport``. The engine keeps the session, and its connections, for a later generation."""
         known = self._peers.pop(peer, None)
         if known is not None:
             known.removed = True
+        self._lines = [
+            line for line in self._lines if line.busy or any(line is each.line for each in self._peers.values())
+        ]
 
     def prepare(self, peer: PeerKey, plan: TransferPlan) -> MooncakePrepared:
         """See ``Transport``. The engine would read from any address here, so it is checked that the regions are ours."""
@@ -158,43 +165,44 @@ class MooncakeTransport(Transport):
     # -- transfers -------------------------------------------------------------------------------------------------
 
     def submit(self, prepared: Prepared, batch: TransferBatch) -> MooncakeTransfer:
-        """See ``Transport``. Returns when the bytes have landed, or the batch has failed."""
+        """See ``Transport``. Returns when all of it is posted, or has failed."""
         assert isinstance(prepared, MooncakePrepared), "made by prepare()"
-        peer, mover = prepared.to, self._mover
+        peer = prepared.to
         flat = batch.copies()
         full = flat.length > 0
         if not full.all():
             flat = type(flat)(*(array[full] for array in flat))
-        nbytes = int(flat.length.sum())
-        if not nbytes:
-            return MooncakeTransfer(peer.key, 0)
+        transfer = MooncakeTransfer(peer.key, int(flat.length.sum()))
+        if not transfer.nbytes:
+            return transfer
         copies = Copies(
             prepared.local[flat.local_region.astype(np.intp)] + flat.local_offset,
             prepared.remote[flat.remote_region.astype(np.intp)] + flat.remote_offset,
             flat.length,
         )
+        what = f"{len(copies.length)} copies ({transfer.nbytes} bytes) to peer {peer.key.name[:8]} at {peer.session}"
+
+        def conclude(outcome: Outcome) -> None:
+            peer.tell(outcome)
+            if outcome.error is not None:
+                transfer.error = f"{what}: {outcome.error}"
+            transfer.state = TransferState.DONE if outcome.error is None else TransferState.FAILED
+            self.wake()
+
         peer.admit()
-        try:
-            outcome = mover.move(peer.session, copies)
-        except Exception as error:  # noqa: BLE001 - whatever it is, some of it may have been posted
-            outcome = Outcome(f"{type(error).__name__}: {error}")
-        peer.tell(outcome)
-        if outcome.error is None:
-            return MooncakeTransfer(peer.key, nbytes)
-        text = (
-            f"{len(flat.length)} copies ({nbytes} bytes) to peer {peer.key.name[:8]} at {peer.session}: {outcome.error}"
-        )
-        if not outcome.posted:
-            raise TransportError(text, quiescent=True)
-        return MooncakeTransfer(peer.key, nbytes, text)
+        refused = peer.line.move(copies, conclude)
+        if refused is not None:
+            peer.tell(refused)
+            raise TransportError(f"{what}: {refused.error}", quiescent=True)
+        return transfer
 
     def progress(self, transfers: Sequence[Transfer]) -> Iterator[TransferProgress]:
         """See ``Transport``. A batch that failed is never called quiescent here: see the module."""
         for transfer in transfers:
             assert isinstance(transfer, MooncakeTransfer), "made by submit()"
-            good = transfer.error is None
-            state = TransferState.DONE if good else TransferState.FAILED
-            yield TransferProgress(transfer, state, quiescent=good, error=transfer.error)
+            state = transfer.state
+            if state is not TransferState.PENDING:
+                yield TransferProgress(transfer, state, state is TransferState.DONE, transfer.error)
 
     def release(self, transfer: Transfer) -> None:
         """See ``Transport``: nothing is held."""
@@ -202,7 +210,7 @@ class MooncakeTransport(Transport):
     # -- the owner thread's wait -----------------------------------------------------------------------------------
 
     def wait(self, timeout_s: float) -> None:
-        """See ``Transport``. Core rings when a posting thread has come back; nothing else happens here."""
+        """See ``Transport``. It is rung for when a batch has ended, and by core; nothing else happens here."""
         with suppress(Empty):  # the time is over
             self._bell.get(timeout=max(timeout_s, 0.0))
             while not self._bell.empty():
@@ -226,6 +234,10 @@ class MooncakeTransport(Transport):
         for peer in self._peers.values():
             peer.removed = True
         self._peers.clear()
+        for line in self._lines:
+            line.close()
+        self._lines.clear()
+        self._mover.forget()
         del self._engine, self._memory, self._mover
 
 
