@@ -27,6 +27,12 @@ def percentiles_us(nanoseconds: Sequence[int]) -> dict[str, float]:
     return {"p50": round(float(p50), 2), "p99": round(float(p99), 2), "count": len(nanoseconds)}
 
 
+def cpu_seconds_of(pid: int) -> float:
+    """Processor time of another process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass(frozen=True)
 class Spread:
     """Median and extremes of repeated measurements."""

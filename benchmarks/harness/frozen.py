@@ -95,12 +95,12 @@ def _measure(
     good = _finish(pair, others)
     for number in range(rounds):
         tell(f"frozen: {len(others)} processes, round {number + 1}")
-        _take(pair, cases["without"], quick)
+        _take(pair, others, cases["without"], quick)
         _open(pair, others)
         for process in others:
             process.freeze()
         pair["prefill"].call("held", name=WAY, what="send")
-        _take(pair, cases["with"], quick)
+        _take(pair, others, cases["with"], quick)
         stuck.append(pair["prefill"].call("held", name=WAY, what="live"))
         for process in others:
             process.thaw()
@@ -133,18 +133,18 @@ def _finish(pair: Pair, others: list[RankProcess]) -> int:
     return min(sent, sum(taken))
 
 
-def _take(pair: Pair, case: Taken, quick: bool) -> None:
+def _take(pair: Pair, others: list[RankProcess], case: Taken, quick: bool) -> None:
     """The pair's own rooms: one at a time for the latency, some in flight for the goodput."""
     pair.run(WAY, Work(LATENCY_PAGES, 3, patient=True))
     rooms = QUICK_LATENCY_ROOMS if quick else LATENCY_ROOMS
-    result = pair.run(WAY, Work(LATENCY_PAGES, rooms, patient=True, stamps=True, idle_s=KEEN_PASS_S))
+    result = pair.run(WAY, Work(LATENCY_PAGES, rooms, patient=True, stamps=True, idle_s=KEEN_PASS_S), others)
     sent, seen = (result["sides"][role]["stamps"] for role in pair.ROLES)
     taken = [(seen[room] - sent[room]) * 1e3 for room in sent]
     case.latencies_ms += taken
     case.medians_ms.append(float(np.median(taken)))
     case.others_busy.append(result["others_busy"])
     rooms = QUICK_GOODPUT_ROOMS if quick else GOODPUT_ROOMS
-    result = pair.run(WAY, Work(GOODPUT_PAGES, rooms, IN_FLIGHT))
+    result = pair.run(WAY, Work(GOODPUT_PAGES, rooms, IN_FLIGHT), others)
     case.rates.append(rooms * GOODPUT_PAGES * BUFFERS * ITEM_BYTES / result["elapsed_s"] / 1e9)
     case.others_busy.append(result["others_busy"])
 

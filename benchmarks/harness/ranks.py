@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.figures import MachineLoad
+from benchmarks.harness.figures import MachineLoad, cpu_seconds_of
 from benchmarks.harness.work import Work
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ class RankProcess:
         """A command and its answer."""
         self.ask(do, **arguments)
         return self.answer()
+
+    def cpu_seconds(self) -> float:
+        """Processor time so far, also of a frozen process."""
+        return cpu_seconds_of(self._process.pid)
 
     def freeze(self) -> None:
         """SIGSTOP; returns when the process has stopped."""
@@ -137,18 +141,19 @@ class Pair:
         self._next_room += count
         return first
 
-    def run(self, name: str, work: Work) -> dict[str, Any]:
-        """One measurement: elapsed and processor seconds, and what each side has to say."""
+    def run(self, name: str, work: Work, besides: Sequence[RankProcess] = ()) -> dict[str, Any]:
+        """One measurement: elapsed and processor seconds, and what each side has to say. ``besides``: more processes
+        that are not others.
+        """
         arguments = asdict(work) | {"first_room": self.rooms(work.rooms)}
-        load = MachineLoad()
+        load, before = MachineLoad(), sum(process.cpu_seconds() for process in besides)
         sides = self.command("run", name=name, work=arguments)
         cpu = self.command("cpu")
         used = {role: round(cpu[role] - sides[role]["cpu_before"], 4) for role in self.ROLES}
         timed = [side for side in sides.values() if "start" in side]
         start, end = min(side["start"] for side in timed), max(side["end"] for side in timed)
-        return {
-            "elapsed_s": end - start, "cpu_s": used, "others_busy": load.others(sum(used.values())), "sides": sides,
-        }  # fmt: skip
+        own = sum(used.values()) + sum(process.cpu_seconds() for process in besides) - before
+        return {"elapsed_s": end - start, "cpu_s": used, "others_busy": load.others(own), "sides": sides}
 
     def close(self, name: str) -> None:
         """Close a way; decode first, so that nobody complains."""
