@@ -110,10 +110,13 @@ def test_the_end_of_a_peer_is_told():
     with Pair(prefill_observers=[prefill], decode_observers=[decode], config=QUICK) as pair:
         pair.good_room()
         pair.decode.close()
-        wait_until(lambda: len(prefill.peers) == 2, "the end of decode")
-        assert [event.liveness for event in prefill.peers] == [Liveness.OK, Liveness.DEAD]
-        assert "closed its manager" in prefill.peers[1].reason
-        assert prefill.peers[0].peer == prefill.peers[1].peer
+        wait_until(lambda: Liveness.DEAD in [event.liveness for event in prefill.peers], "the end of decode")
+        # On a busy machine a probe may be late: suspect and back before the end is as right as nothing in between.
+        between = {event.liveness for event in prefill.peers[1:-1]}
+        assert (prefill.peers[0].liveness, prefill.peers[-1].liveness) == (Liveness.OK, Liveness.DEAD)
+        assert between <= {Liveness.OK, Liveness.SUSPECT}
+        assert "closed its manager" in prefill.peers[-1].reason
+        assert len({event.peer for event in prefill.peers}) == 1
 
 
 def test_a_slow_observer_holds_nobody_up():
