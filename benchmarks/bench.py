@@ -27,6 +27,8 @@ FABRICS: dict[str, dict[str, dict[str, str]]] = {
     "mooncake": {"tcp": {"MC_FORCE_TCP": "1"}},
 }
 """By backend and fabric: the environment of both processes. Over host memory on one machine UCX takes CMA by itself."""
+ONE_SIDED = ("cma",)
+"""Fabrics over which the other process does nothing for a transfer, so that stopping it shows nothing."""
 QUIET = {"mooncake": {"MC_LOG_LEVEL": "ERROR"}}
 ENGINES = {
     "nixl": ("nixl",),
@@ -117,7 +119,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Benchmark of kv-core over a backend; see docs/benchmarks.md.")
     parser.add_argument("--quick", action="store_true", help="fewer cells, rooms and rounds, 2 GiB")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the tables")
-    parser.add_argument("--only", type=sections, default=list(SECTIONS), help="sections, comma-separated")
+    parser.add_argument("--only", type=sections, help="sections, comma-separated (default: all)")
     parser.add_argument("--rounds", type=int, default=0, help="repetitions of each measurement (default 5; quick: 3)")
     parser.add_argument("--backend", default="fake")
     parser.add_argument("--fabric", help="what the engine shall use: nixl has cma and tcp, mooncake tcp")
@@ -134,6 +136,10 @@ def main() -> int:
         if options.fabric == "cma" and "UCX_TLS" in {*os.environ, *options.env}:
             parser.error("--fabric cma: UCX_TLS is set, so that UCX would not choose by itself")
         options.env = {**fabrics[options.fabric], **options.env}
+    if options.only is None:
+        options.only = [name for name in SECTIONS if name != "frozen" or options.fabric not in ONE_SIDED]
+        if len(options.only) < len(SECTIONS):
+            tell(f"frozen: left out, over {options.fabric} the memory of a stopped process is still written")
     result = measure(options)
     if options.json:
         print(json.dumps(tables.plain(result)))

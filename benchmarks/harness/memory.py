@@ -95,9 +95,14 @@ def page_sets(pool: int, pages: int, slots: int, pattern: str, seed: int) -> lis
 
 
 def runs(
-    mine: npt.NDArray[np.int64], theirs: npt.NDArray[np.int64]
+    mine: npt.NDArray[np.int64], theirs: npt.NDArray[np.int64], longest: int
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
-    """Positions at which pages cease to be neighbours on both sides, and the number of pages from each to the next."""
+    """Positions at which runs of pages that are neighbours on both sides begin, and the number of pages in each, which is
+    ``longest`` at most.
+    """
     breaks = (np.diff(mine) != 1) | (np.diff(theirs) != 1)
     first = np.concatenate(([0], np.flatnonzero(breaks) + 1))
+    positions = np.arange(len(mine))
+    begun = first[np.searchsorted(first, positions, side="right") - 1]
+    first = positions[(positions - begun) % longest == 0]
     return first, np.diff(np.append(first, len(mine)))

@@ -1,8 +1,9 @@
 """Mooncake's engine itself, driven as well as it can be: no kv-core at all.
 
-Both sides know the page sets beforehand. Neighbouring pages are one run (Mooncake merges nothing by itself), addresses are
-lists (arrays are slower there) made before the clock starts, no more than 1,024 copies are outstanding (at 2,053 the engine
-refuses), and one thread makes the calls (more are slower: the engine has one thread for its sockets).
+Both sides know the page sets beforehand. Neighbouring pages are one run (Mooncake merges nothing by itself) of 256 KiB at
+most (longer ones are slower), addresses are lists (arrays are slower there) made before the clock starts, no more than
+1,024 copies are outstanding (at 2,053 the engine refuses), and one thread makes the calls (more are slower: the engine has
+one thread for its sockets).
 
 The engine's own call for this, ``batch_transfer_sync_write``, waits in a busy loop that takes processor time from that
 thread: it is shown as a way of its own (``spin``). Here, the last copy of each piece is posted by itself: its status can be
@@ -22,9 +23,11 @@ import numpy.typing as npt
 from benchmarks.harness.memory import Memory, page_sets, runs
 from benchmarks.harness.work import Work
 
-OUTSTANDING = 1_024
-PIECE = 512
-"""Two pieces are in flight: one follows while the other is awaited."""
+OUTSTANDING, PIECE, IN_FLIGHT = 1_024, 512, 2
+"""Copies in one waiting call; copies in a piece; pieces in flight, of which one follows while the other is awaited."""
+COPY_BYTES, PIECE_BYTES = 256 << 10, 32 << 20
+"""Longer copies, and more bytes outstanding, cost both sides twice the processor time. Each page is a copy at least."""
+MERGED_BYTES = 1 << 40
 FIRST_SHARE, FIRST_S = 0.8, 20e-3
 """Slept before the first look: this share of what the last piece took, so long at most."""
 SPREAD, SHORTEST_S, LONGEST_S = 0.05, 50e-6, 5e-3
@@ -97,7 +100,7 @@ class MooncakeWay:
         flying: deque[Piece] = deque()
         for number in range(work.rooms):
             for copies in slots[number % len(slots)]:
-                if len(flying) == OUTSTANDING // PIECE:
+                if len(flying) == IN_FLIGHT:
                     self._await(flying.popleft())
                 flying.append(self._post(copies))
             while flying and work.concurrency == 1:
@@ -135,11 +138,11 @@ class MooncakeWay:
     def _room(self, mine: npt.NDArray[np.int64], theirs: npt.NDArray[np.int64]) -> list[Copies]:
         size = self._memory.shape.item_bytes
         addresses = np.array([self._memory.address(buffer) for buffer in range(self._memory.shape.buffers)], np.uint64)
-        first, count = runs(mine, theirs)
+        first, count = runs(mine, theirs, max(1, (MERGED_BYTES if self._spin else COPY_BYTES) // size))
         here = (addresses[:, None] + (mine[first] * size).astype(np.uint64)).ravel().tolist()
         there = (self._theirs[:, None] + (theirs[first] * size).astype(np.uint64)).ravel().tolist()
         lengths = np.tile(count * size, len(addresses)).tolist()
-        step = OUTSTANDING if self._spin else PIECE
+        step = OUTSTANDING if self._spin else max(1, min(PIECE, PIECE_BYTES // int(count.max() * size)))
         return [
             Copies(here[i : i + step], there[i : i + step], lengths[i : i + step]) for i in range(0, len(here), step)
         ]
