@@ -229,6 +229,18 @@ def test_a_restarted_peer_is_a_new_generation():
             source.transport.remove_peer(PeerKey("nobody", 3))
 
 
+def test_a_process_that_has_the_port_of_an_earlier_one_is_not_taken_for_it():
+    with RemoteEnd() as target, End(Role.PREFILL) as source:
+        first = source.meet(target)
+        target.name = "another process at the same address"
+        second = source.meet(target)
+        assert first.to.line._session != second.to.line._session
+        assert source.meet(target, 2).to.line._session == second.to.line._session
+        for prepared, page in ((first, 1), (second, 2)):
+            assert source.write(prepared, [page], [page]).state is DONE
+        assert (target.fetch() == expected(source.pages, target.shape, [1, 2], [1, 2])).all()
+
+
 def test_a_plan_over_memory_that_is_not_registered_is_refused():
     with RemoteEnd() as target, End(Role.PREFILL) as source:
         prepared = source.meet(target)

@@ -39,16 +39,19 @@ def test_a_breaker_opens_after_failures_in_a_row_only():
 
 def test_a_breakers_wait_doubles_up_to_a_limit_and_starts_anew_after_a_success():
     breaker = Breaker(1, 0.5)
-    waits = []
+    waits, now = [], 100.0
     for _ in range(12):
-        breaker.failed(100.0)
-        waits.append(breaker.refuses(100.0))
+        breaker.failed(now)
+        waits.append(breaker.refuses(now))
+        breaker.failed(now)  # what was under way when it opened changes nothing
+        assert breaker.refuses(now) == waits[-1]
+        now += waits[-1]
     assert waits[:4] == [0.5, 1.0, 2.0, 4.0]
     assert waits[-1] == 0.5 * MAX_BACKOFF
     breaker.succeeded()
     assert not breaker.open
-    breaker.failed(200.0)
-    assert breaker.refuses(200.0) == 0.5
+    breaker.failed(now)
+    assert breaker.refuses(now) == 0.5
 
 
 def test_a_breaker_opens_at_once_for_a_peer_that_used_up_its_time():
@@ -72,7 +75,7 @@ def test_a_breaker_opens_at_once_for_a_peer_that_used_up_its_time():
 def test_a_descriptor_comes_back_as_it_was(host, session):
     there = Descriptor(host, 15000, "tcp")
     assert Descriptor.unpack(there.pack()) == there
-    assert there.session == session
+    assert there.session() == session
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ class Breaker:
     def failed(self, now: float, *, at_once: bool = False) -> None:
         """A submission or a probe failed. ``at_once``: it used up its time limit, another one shall not be tried."""
         self.failures += 1
+        if self.refuses(now):
+            return  # it was under way when the breaker opened
         if self.open:
             self._wait_s = min(self._wait_s * 2, self.cooldown_s * MAX_BACKOFF)
         elif at_once or self.failures >= self.threshold:

@@ -20,10 +20,10 @@ class Descriptor(NamedTuple):
     port: int
     protocol: str
 
-    @property
-    def session(self) -> str:
-        """What the engine calls this peer."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+    def session(self, number: int = 0) -> str:
+        """What the engine calls this peer. It means the same for every ``number``, and looks different."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{'0' * number}{self.port}"
 
     def pack(self) -> bytes:
         """Magic and version, protocol, port, host, with a blank between each."""

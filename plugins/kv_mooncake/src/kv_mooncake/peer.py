@@ -22,7 +22,7 @@ class Peer:
     def __init__(self, key: PeerKey, where: Descriptor, breaker: Breaker, line: Line) -> None:
         self.key = key
         self.where = where
-        self.session = where.session
+        self.session = where.session()
         self.line = line
         self.removed = False  # set by the owner, read by the posting thread
         self._breaker = breaker

@@ -22,7 +22,7 @@ PIECE = 512
 IN_FLIGHT = 2
 """Pieces in flight to one peer. 1,024 copies fit into the engine's queue; what goes beyond it waits there with a deadline."""
 _MIN_PAUSE_S = 50e-6
-_MAX_PAUSE_S = 5e-3
+_MAX_PAUSE_S = 50e-3
 _SPREAD = 0.03  # a pause is this part of the time waited so far: the end is noticed so much too late at most
 _FIRST_SHARE = 0.8  # of the time that the last piece suggests, slept through before the first look
 _MAX_FIRST_S = 20e-3

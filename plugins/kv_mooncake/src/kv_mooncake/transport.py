@@ -24,6 +24,7 @@ engine that does not answer, a session that could not be opened.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -96,6 +97,7 @@ class MooncakeTransport(Transport):
         self._descriptor = Descriptor(host, self._engine.get_rpc_port(), protocol)
         self._peers: dict[PeerKey, Peer] = {}
         self._lines: list[Line] = []  # also those of peers that were removed, while they wait for something
+        self._sessions: dict[str, str] = {}  # by the engine's name for a peer: whose it is
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._closed = False
 
@@ -128,8 +130,18 @@ class MooncakeTransport(Transport):
                 quiescent=True,
             )
         breaker = Breaker(self._options.failures_to_open, self._options.retry_after_s)
-        self._lines.append(line := Line(self._mover, where.session))
+        self._lines.append(line := Line(self._mover, self._session(peer, where)))
         self._peers[peer] = Peer(peer, where, breaker, line)
+
+    def _session(self, peer: PeerKey, where: Descriptor) -> str:
+        """The engine keeps for ever what it learnt under a name: a process that has the port of an earlier one by chance
+        needs another name, or it would be looked for at the earlier one's data port.
+        """
+        for number in itertools.count():
+            session = where.session(number)
+            if self._sessions.setdefault(session, peer.name) == peer.name:
+                break
+        return session
 
     def remove_peer(self, peer: PeerKey) -> None:
         """See ``Transport``. The engine keeps the session, and its connections, for a later generation."""
