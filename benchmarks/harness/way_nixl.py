@@ -43,7 +43,7 @@ def over_tcp() -> bool:
 
 
 class NixlWay:
-    """Both sides; ``source`` says which. ``options``: ``threads``, ``request``, ``look_s``, ``poll_s``, and ``progress_us`` for a progress
+    """Both sides; ``source`` says which. ``options``: ``threads``, ``request``, ``window``, ``look_s``, ``poll_s``, and ``progress_us`` for a progress
     thread that looks so seldom (None: there is none).
     """
 
@@ -64,7 +64,7 @@ class NixlWay:
         """Start the agent and register the memory."""
         self._options = {
             "threads": 0 if over_tcp() else THREADS, "request": REQUEST, "look_s": LOOK_S, "poll_s": POLL_S,
-            "progress_us": None, **options,
+            "window": WINDOW_BYTES, "progress_us": None, **options,
         }  # fmt: skip
         importlib.import_module("nixl")
         api = importlib.import_module("nixl._api")
@@ -107,7 +107,7 @@ class NixlWay:
         """Move the rooms, or drive the agent until they have been moved."""
         if not self._source:
             return self._serve()
-        window = Window(work.rooms, work.concurrency, self._rooms(work), WINDOW_BYTES)
+        window = Window(work.rooms, work.concurrency, self._rooms(work), self._options["window"])
         connection = self._socket
         assert connection is not None, "connected"
         connection.recv(1)  # the receiver is there
