@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -93,7 +96,7 @@ class End:
         """Submit these pages."""
         return self.transport.submit(prepared, batch_of(prepared, local, remote))
 
-    def finish(self, *transfers: Transfer, other: End | None = None) -> list[TransferProgress]:
+    def finish(self, *transfers: Transfer) -> list[TransferProgress]:
         """Drive until all of them are quiescent; their records, and they are released."""
 
         def step() -> list[TransferProgress] | None:
@@ -143,23 +146,42 @@ def wait_until(condition: Callable[[], Any], limit_s: float = LIMIT_S) -> Any:
         assert time.monotonic() < deadline, f"not so after {limit_s} s"
 
 
+_idle: dict[tuple[str, ...], list[subprocess.Popen[bytes]]] = {}
+"""Processes whose end was closed, by their settings for UCX: to start one takes a second."""
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait(LIMIT_S)
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+@atexit.register
+def _end_idle() -> None:
+    for process in itertools.chain(*_idle.values()):
+        _end(process)
+    _idle.clear()
+
+
 class RemoteEnd:
     """An end in a process of its own, whose memory is poisoned and can be fetched."""
 
     def __init__(
-        self, shapes: Mapping[str, tuple[int, int, int]] | None = None, *, role: Role = Role.DECODE,
-        env: Mapping[str, str] | None = None, name: str | None = None, options: Mapping[str, object] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        shapes: Mapping[str, tuple[int, int, int]] | None = None,
+        *,
+        name: str | None = None,
+        options: Mapping[str, object] | None = None,
+    ) -> None:
         self.shapes = dict(shapes or {"kv": (4, 64, 4096)})
-        settings = {"shapes": self.shapes, "role": role.value, "name": name, "options": dict(options or {})}
-        program = f"from plugins.kv_nixl.tests.nixl_remote import main; main({settings!r})"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **(env or {})},
+        self._key = tuple(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("UCX_"))
+        self._waiting = _idle.setdefault(self._key, [])
+        self.process = self._waiting.pop() if self._waiting else self._start()
+        told = self.ask(
+            json.dumps({"shapes": self.shapes, "role": "decode", "name": name, "options": dict(options or {})})
         )
-        told = json.loads(self._line())
         self.name = told["name"]
         self.descriptor = bytes.fromhex(told["descriptor"])
         pools = {
@@ -168,6 +190,11 @@ class RemoteEnd:
         }
         states = tuple(pool for name, pool in pools.items() if name not in ("kv", "aux"))
         self.layout = MemoryLayout.of(KVArgs(pools["kv"], pools.get("aux"), states))
+
+    @staticmethod
+    def _start() -> subprocess.Popen[bytes]:
+        program = "from plugins.kv_nixl.tests.nixl_remote import main; main()"
+        return subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def _line(self) -> bytes:
         assert self.process.stdout is not None
@@ -200,20 +227,16 @@ class RemoteEnd:
         self.process.kill()
         self.process.wait(LIMIT_S)
 
-    def close(self) -> int:
-        """Let the process end by itself; its exit code."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        return self.process.wait(LIMIT_S)
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
+    def __exit__(self, failed: object, *_: object) -> None:
+        if self.process.poll() is None:
+            os.kill(self.process.pid, signal.SIGCONT)  # a test may have stopped it
+        if failed is None and self.process.poll() is None and self.ask("close") == {"closed": True}:
+            self._waiting.append(self.process)
+        else:
+            _end(self.process)
 
 
 def states(records: Sequence[TransferProgress]) -> list[str]:

@@ -124,7 +124,7 @@ def test_a_library_that_is_missing_is_named_as_it_is(monkeypatch):
     def broken(name):
         raise ImportError("libssl.so.3: cannot open shared object file: No such file or directory")
 
-    monkeypatch.setattr(engine.importlib, "import_module", broken)
+    monkeypatch.setattr("importlib.import_module", broken)
     with pytest.raises(ImportError, match=r"libssl\.so\.3") as caught:
         engine.load_engine()
     assert "pip" not in str(caught.value)

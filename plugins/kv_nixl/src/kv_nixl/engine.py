@@ -10,7 +10,9 @@ import contextlib
 import importlib
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,8 @@ def load_engine() -> Any:
     raising = logging.raiseExceptions
     for package in PACKAGES:
         try:
-            importlib.import_module(package)
+            with _without_torch():
+                importlib.import_module(package)
             bindings = importlib.import_module(f"{package}._bindings")
         except ImportError as error:
             absent = isinstance(error, ModuleNotFoundError) and error.name == package
@@ -58,6 +61,23 @@ def load_engine() -> Any:
     if problem is not None and ".so" in str(problem):
         raise problem
     raise ImportError(f"{problem or 'NIXL is not installed'}. {MEND}")
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """NIXL looks for torch's CUDA version, and imports all of torch (seconds) where it was built without CUDA."""
+    try:
+        build = version("torch").partition("+")[2]
+    except PackageNotFoundError:
+        build = ""
+    hide = "torch" not in sys.modules and build.startswith(("cpu", "rocm"))
+    if hide:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # the import system's own way to say "not there"
+    try:
+        yield
+    finally:
+        if hide:
+            del sys.modules["torch"]
 
 
 def _keep_quiet() -> None:
