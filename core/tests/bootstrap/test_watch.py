@@ -159,7 +159,10 @@ def test_without_descriptors_nobody_is_declared_dead(service):
             until(lambda: service.health()["exceptions"] >= 2, "probes could not be sent")
         count = len(told.outcomes())
         told.wait_count(count + 2)
-    assert all(isinstance(outcome, HealthReport) for outcome in told.outcomes()[: count + 2])
+    # A busy machine may let a probe wait too long; that it could not be sent at all must never have been told.
+    for outcome in told.outcomes()[: count + 2]:
+        late = isinstance(outcome, BootstrapConnectionError) and outcome.trouble is ConnectionTrouble.TIMEOUT
+        assert late or isinstance(outcome, HealthReport), outcome
 
 
 def test_a_frozen_server_is_missed_and_not_declared_gone(service):

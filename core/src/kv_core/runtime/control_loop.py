@@ -9,12 +9,11 @@ from time import monotonic
 from typing import Any
 
 from kv_core.contract.failures import MessageError
-from kv_core.contract.transport import PeerKey
 from kv_core.protocol import effects as fx
 from kv_core.protocol.messages import Codec
 from kv_core.runtime.control import ConnectionLost, ConnectionRefused, ControlChannel, Frame, Incoming
 from kv_core.runtime.outgoing import Outgoing
-from kv_core.runtime.process_proof import is_proven_dead
+from kv_core.runtime.process_watch import ProcessWatch
 from kv_core.runtime.runner import Runner
 
 MAX_WAIT_S = 0.5
@@ -36,7 +35,7 @@ class ControlLoop:
         self._runner = runner
         self._codec = codec
         self._web = web
-        self._on_proven_dead = on_proven_dead
+        self._watch = ProcessWatch(on_proven_dead)
         self._stalled_s = stalled_s
         self._logger = logger
         self._stop = threading.Event()
@@ -44,14 +43,13 @@ class ControlLoop:
         self._progress_s = monotonic()
         self._sweep_at = monotonic() + SWEEP_S
         self._log_at = 0.0
-        self._suspected: dict[PeerKey, dict[str, str | int]] = {}
         self.exceptions = 0
         self.rejected_frames = 0
         self._outgoing = Outgoing(lambda effect: self._guarded(self._send, effect), codec.max_bytes)
         self._perform: dict[type, Callable[[Any], None]] = {
             fx.Disconnect: lambda effect: channel.disconnect(effect.endpoint),
             fx.Resolve: web, fx.Watch: web, fx.Unwatch: web,
-            fx.ProveDeath: lambda effect: self._suspected.update({effect.peer: effect.process}),
+            fx.ProveDeath: lambda effect: self._watch.add(effect.peer, effect.process),
         }  # fmt: skip
 
     def start(self) -> None:
@@ -88,8 +86,7 @@ class ControlLoop:
         self._progress_s = now = monotonic()
         deadline = self._runner.read(self._runner.machine.next_deadline)
         wait = MAX_WAIT_S if deadline is None else min(max(deadline - now, 0.0), MAX_WAIT_S)
-        if not self._runner.control.empty():
-            wait = 0.0
+        wait = 0.0 if not self._runner.control.empty() else self._watch.wait_s(now, wait)
         for incoming in self._channel.poll(wait):
             self._guarded(self._take, incoming)
         self._perform_queued()
@@ -98,7 +95,7 @@ class ControlLoop:
         if deadline is not None and deadline <= now:
             self._runner.call(self._runner.machine.tick)
             self._perform_queued()
-        self._look_for_dead()
+        self._watch.look(now)
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
             self._channel.sweep(now)
@@ -132,12 +129,6 @@ class ControlLoop:
 
     def _send(self, effect: fx.SendPacket) -> None:
         self._channel.send(effect.endpoint, self._codec.encode(effect.packet))
-
-    def _look_for_dead(self) -> None:
-        for key, process in list(self._suspected.items()):
-            if is_proven_dead(process):
-                del self._suspected[key]
-                self._on_proven_dead(key.name)
 
     def _guarded(self, action: Callable[..., None], *args: Any) -> None:
         try:
