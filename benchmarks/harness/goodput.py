@@ -19,6 +19,7 @@ from benchmarks.harness.work import Work
 
 BUFFERS, ITEM_BYTES = 64, 32_768
 VERIFIED_PAGES = 16
+WAVES = 3
 OFTEN_S, SELDOM_S = 0.000_5, 0.002
 CELL_S = 60.0
 """A cell that has taken so long gets no further round, if it had two."""
@@ -37,8 +38,12 @@ class Cell:
     pattern: str = "random"
 
     def rooms(self, shape: Shape, target_bytes: int) -> int:
-        """So many rooms are near the target; each slot has one at least."""
-        return max(self.concurrency, round(target_bytes / (self.pages * shape.page_bytes)))
+        """So many rooms are near the target. Each slot has three at least, so that the first and the last rooms, with less
+        than all in flight, don't count for much; or one, where that would be a lot.
+        """
+        room_bytes = self.pages * shape.page_bytes
+        waves = WAVES if WAVES * self.concurrency * room_bytes <= LARGE_BYTES else 1
+        return max(waves * self.concurrency, round(target_bytes / room_bytes))
 
     @property
     def pass_s(self) -> float:
