@@ -36,7 +36,7 @@ def serve(settings: dict[str, Any]) -> None:
                 sys.stdout.buffer.write(array.tobytes())
                 sys.stdout.buffer.flush()
             elif command == "checksum":
-                _say(zlib.crc32(end.arrays[arguments[0]]))
+                _say(zlib.crc32(end.arrays[arguments[0]].data))
             elif command == "die-at-first-byte":
                 while end.arrays["kv"][0, int(arguments[0]), 0] == POISON:
                     os.sched_yield()
