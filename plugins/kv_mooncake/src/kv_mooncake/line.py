@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
-from kv_mooncake.posting import IN_FLIGHT, PIECE, Copies, Mover, Outcome, Piece
+from kv_mooncake.posting import IN_FLIGHT, Copies, Mover, Outcome, Piece
 
 IDLE_S = 5.0
 """A thread that has nothing to wait for ends after this time; the next batch starts another."""
@@ -61,20 +61,20 @@ class Line:
             self._moving = False
 
     def _post(self, copies: Copies, job: _Job) -> Outcome | None:
-        for start in range(0, len(copies.length), PIECE):
+        for number, part in enumerate(copies.cut().pieces()):
             while not self._room.acquire(timeout=_LOOK_S) and not self._mover.stopped:
                 pass
             piece: Piece | Outcome
             if self._mover.stopped:
                 piece = Outcome("the transport was closed before all of it was posted", posted=False)
             elif job.failure is None:
-                piece = self._post_one(Copies(*(array[start : start + PIECE] for array in copies)))
+                piece = self._post_one(part)
             else:
                 self._room.release()
                 break
             if isinstance(piece, Outcome):
                 self._room.release()
-                if not start and not piece.posted:
+                if not number and not piece.posted:
                     return piece
                 job.failure = job.failure or piece
                 break

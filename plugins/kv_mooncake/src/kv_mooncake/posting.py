@@ -10,8 +10,10 @@ there the spinning call is right, which also tries another device after a failur
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
+
+import numpy as np
 
 from kv_core.contract.transport import U64
 from kv_mooncake.codes import meaning
@@ -21,6 +23,8 @@ PIECE = 512
 """Copies posted by one call: a Python object for each address and length, for the engine takes arrays slower than lists."""
 IN_FLIGHT = 2
 """Pieces in flight to one peer. 1,024 copies fit into the engine's queue; what goes beyond it waits there with a deadline."""
+COPY_BYTES, PIECE_BYTES = 256 << 10, 32 << 20
+"""Longer copies over TCP, and more bytes at once, cost both sides twice the processor time (1.3 instead of 3.7 GB/s)."""
 _MIN_PAUSE_S = 50e-6
 _MAX_PAUSE_S = 50e-3
 _SPREAD = 0.03  # a pause is this part of the time waited so far: the end is noticed so much too late at most
@@ -34,6 +38,23 @@ class Copies(NamedTuple):
     local: U64
     remote: U64
     length: U64
+
+    def cut(self) -> Copies:
+        """The same bytes in copies of at most ``COPY_BYTES``."""
+        most = np.uint64(COPY_BYTES)
+        parts = (self.length + most - np.uint64(1)) // most
+        if bool((parts == 1).all()):
+            return self
+        each = parts.astype(np.intp)
+        whole = np.repeat(np.arange(len(each)), each)
+        at = (np.arange(len(whole)) - np.repeat(np.cumsum(each) - each, each)).astype(np.uint64) * most
+        return Copies(self.local[whole] + at, self.remote[whole] + at, np.minimum(self.length[whole] - at, most))
+
+    def pieces(self) -> Iterator[Copies]:
+        """What one call takes at a time."""
+        step = min(PIECE, max(1, PIECE_BYTES // int(self.length.max())))
+        for start in range(0, len(self.length), step):
+            yield Copies(*(array[start : start + step] for array in self))
 
 
 class Outcome(NamedTuple):
