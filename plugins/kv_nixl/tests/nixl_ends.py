@@ -97,10 +97,12 @@ class End:
         return self.transport.submit(prepared, batch_of(prepared, local, remote))
 
     def finish(self, *transfers: Transfer) -> list[TransferProgress]:
-        """Drive until all of them are quiescent; their records, and they are released."""
+        """Drive until all of them have ended, those that have failed without a proof, too; their records, and they are
+        released.
+        """
 
         def step() -> list[TransferProgress] | None:
-            records = [record for record in self.transport.progress(transfers) if record.quiescent]
+            records = list(self.transport.progress(transfers))
             if len(records) == len(transfers):
                 return sorted(records, key=lambda record: transfers.index(record.transfer))
             self.transport.wait(0.05)

@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from kv_core import BackendLoadError, Capability, InvalidConfig, load_backend
+from kv_core import BackendLoadError, Capability, InvalidConfig, load_backend, parse_options
 from kv_nixl.options import POOL_THREADS, NixlOptions
 from plugins.kv_nixl.tests.nixl_ends import FABRICS, LIMIT_S, End, states
 
@@ -145,18 +145,18 @@ def test_what_the_backend_says_of_itself():
 )  # fmt: skip
 def test_options_that_can_not_be(options):
     with pytest.raises(InvalidConfig, match=next(iter(options))):
-        NixlOptions.parse(options)
+        parse_options(NixlOptions, options, backend="nixl")
 
 
 def test_the_number_of_threads_follows_the_fabric(monkeypatch):
     monkeypatch.delenv("UCX_TLS", raising=False)
-    auto = NixlOptions.parse({})
+    auto = NixlOptions()
     assert auto.threads(initiator=True, host="127.0.0.1") == POOL_THREADS
     assert auto.threads(initiator=False, host="127.0.0.1") == 0
     assert auto.threads(initiator=True, host="10.0.0.1") == 0
-    assert NixlOptions.parse({"num_threads": 3}).threads(initiator=True, host="10.0.0.1") == 3
-    assert NixlOptions.parse({"params": {"engine_config": "TLS=tcp"}}).threads(initiator=True, host="::1") == 0
-    assert NixlOptions.parse({"backend": "LIBFABRIC"}).threads(initiator=True, host="127.0.0.1") == 0
+    assert NixlOptions(num_threads=3).threads(initiator=True, host="10.0.0.1") == 3
+    assert NixlOptions(params={"engine_config": "TLS=tcp"}).threads(initiator=True, host="::1") == 0
+    assert NixlOptions(backend="LIBFABRIC").threads(initiator=True, host="127.0.0.1") == 0
     for transports, threads in (
         ("tcp", 0),
         ("tcp,self", 0),

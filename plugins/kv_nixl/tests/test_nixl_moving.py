@@ -137,6 +137,7 @@ def test_more_memory_of_the_same_agent_is_reached_with_a_new_generation():
         empty = target.descriptor
         source.transport.add_peer(PeerKey(target.name, 1), empty)
         target.transport.register_memory(target.layout.regions())
+        source.transport.remove_peer(PeerKey(target.name, 1))
         prepared = source.meet(target, generation=2)
         transfer = source.write(prepared, [1], [2])
         assert states(source.finish(transfer)) == ["done"]

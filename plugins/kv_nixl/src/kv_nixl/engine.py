@@ -126,7 +126,7 @@ class Engine:
         config.useListenThread = False
         config.syncMode = self.lib.NIXL_THREAD_SYNC_STRICT  # one thread drives it; the default crashes with two
         config.captureTelemetry = True
-        params = dict(options.params)
+        params = {name: str(value) for name, value in options.params.items()}
         if threads:
             params.setdefault("num_threads", str(threads))
         with _only_devices(options):
@@ -152,12 +152,12 @@ class Engine:
 @contextlib.contextmanager
 def _only_devices(options: NixlOptions) -> Iterator[None]:
     """Confine UCX to these devices while its context is made. By the environment: NIXL's own parameter takes RDMA only."""
-    if not options.devices:
+    if not options.device_names:
         yield
         return
     rdma, network = rdma_devices(), _devices(NETWORK)
     names = []
-    for device in options.devices:
+    for device in options.device_names:
         name = device.partition(":")[0]
         if options.backend != "UCX" or name not in (*rdma, *network):
             raise BackendLoadError(

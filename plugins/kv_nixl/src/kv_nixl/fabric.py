@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kv_core import MemoryKind, Region
 from kv_nixl.engine import rdma_devices
 from kv_nixl.options import SLOW_IN_THREADS, NixlOptions
+
+
+def describe_place() -> dict[str, object]:
+    """Where this process is: the host's boot and its pid; empty where there is no /proc."""
+    try:
+        return {"host": Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(), "pid": os.getpid()}
+    except OSError:
+        return {}
 
 
 class _Span(ctypes.Structure):

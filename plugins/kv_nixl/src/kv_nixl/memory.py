@@ -1,11 +1,9 @@
-"""Memory registered with the agent. NIXL believes every host address (a wrong one kills the peer later), so they are checked."""
+"""Memory registered with the agent."""
 
 from __future__ import annotations
 
-import errno
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,14 +30,6 @@ class RegisteredMemory:
 
     def register(self, regions: Sequence[Region]) -> None:
         """All or none. Raises ``RegistrationError``."""
-        mapped = _mappings()
-        for position, region in enumerate(regions):
-            if region.kind is MemoryKind.HOST and mapped and not _is_mapped(region, mapped):
-                raise RegistrationError(
-                    f"region {position} of pool {region.pool!r}, {region.nbytes} bytes at {region.address:#x}, is not mapped "
-                    "in this process: register memory that exists, and keep it for as long as the manager lives",
-                    region=position, errno=errno.EFAULT,
-                )  # fmt: skip
         keys = [_key(region) for region in regions]
         new = [key for key in dict.fromkeys(keys) if not self._counts[key]]
         done: list[list[Key]] = []
@@ -102,26 +92,3 @@ def _key(region: Region) -> Key:
 def _groups(keys: Sequence[Key]) -> list[list[Key]]:
     kinds = dict.fromkeys(key[0] for key in keys)
     return [[key for key in keys if key[0] is kind] for kind in kinds]
-
-
-def _mappings() -> list[tuple[int, int]]:
-    """Ranges of addresses that are mapped in this process, neighbours merged; empty where there is no /proc."""
-    try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    merged: list[tuple[int, int]] = []
-    for line in lines:
-        span, access = line.split(maxsplit=2)[:2]
-        if not access.startswith("r"):
-            continue
-        start, _, stop = span.partition("-")
-        if merged and merged[-1][1] == int(start, 16):
-            merged[-1] = (merged[-1][0], int(stop, 16))
-        else:
-            merged.append((int(start, 16), int(stop, 16)))
-    return merged
-
-
-def _is_mapped(region: Region, mapped: Sequence[tuple[int, int]]) -> bool:
-    return any(start <= region.address and region.address + region.nbytes <= stop for start, stop in mapped)

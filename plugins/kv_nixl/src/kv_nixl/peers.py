@@ -6,10 +6,7 @@ import json
 import struct
 import zlib
 from dataclasses import dataclass
-from time import monotonic
 from typing import TYPE_CHECKING, Any
-
-from kv_core.runtime.process_proof import is_proven_dead
 
 if TYPE_CHECKING:
     from kv_nixl.transport import NixlTransfer
@@ -17,21 +14,19 @@ if TYPE_CHECKING:
 MAGIC = b"KVNX"
 VERSION = 1
 HEAD = struct.Struct("<4sBIH")  # magic, version, CRC-32 of what follows, length of the JSON text; then agent metadata
-PROOF_S = 0.02
-"""A peer's process is looked for at most this often."""
 
 
 @dataclass(frozen=True)
 class Descriptor:
-    """What a peer has to know: NIXL's name of the backend, the process behind it, and the agent's metadata."""
+    """What a peer has to know: NIXL's name of the backend, where its process is, and the agent's metadata."""
 
     backend: str
-    process: dict[str, Any]
+    place: dict[str, Any]
     metadata: bytes
 
     def pack(self) -> bytes:
         """As bytes."""
-        text = json.dumps({"backend": self.backend, "process": self.process}).encode()
+        text = json.dumps({"backend": self.backend, "place": self.place}).encode()
         return HEAD.pack(MAGIC, VERSION, zlib.crc32(text + self.metadata), len(text)) + text + self.metadata
 
     @classmethod
@@ -46,10 +41,10 @@ class Descriptor:
             raise ValueError("a descriptor that was damaged on its way")
         try:
             told = json.loads(data[HEAD.size : HEAD.size + length])
-            backend, process = str(told["backend"]), dict(told["process"])
+            backend, place = str(told["backend"]), dict(told["place"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError("a descriptor that can't be read") from error
-        return cls(backend, process, data[HEAD.size + length :])
+        return cls(backend, place, data[HEAD.size + length :])
 
 
 def starts_with_name(metadata: bytes, name: str) -> bool:
@@ -67,19 +62,9 @@ class RemoteAgent:
     def __init__(self, name: str, told: Descriptor) -> None:
         self.name = name
         self.metadata = told.metadata
-        self.process = told.process
+        self.place = told.place
         self.pending: dict[NixlTransfer, None] = {}
         self.loaded = False
         self.broken = False
         self.epoch = 0
         self.fabric = ""
-        self._dead = False
-        self._look_at = 0.0
-
-    def is_dead(self) -> bool:
-        """Whether its process is proven to have ended (only ever for one on this host). Looks now and then only."""
-        now = monotonic()
-        if not self._dead and now >= self._look_at:
-            self._look_at = now + PROOF_S
-            self._dead = is_proven_dead(self.process)
-        return self._dead

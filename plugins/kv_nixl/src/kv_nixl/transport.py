@@ -9,11 +9,9 @@
   queued go on while anybody drives the worker. Releasing the handle stops none of them (all of them landed), nor does
   removing the remote agent; asking again only gets the same error. NIXL has no flush of its own, and one posted now would
   go over another endpoint than the failed one. So nothing that NIXL does or says proves quiescence.
-* What does: **the peer's process has ended**. Then the memory that could be hit is gone with it. Where both processes are
-  on one host (the descriptor says which boot, which pid namespace, which pid and since when) this is proven from the
-  process table. It is looked for on each ``progress``, so a killed peer's transfers are quiescent within moments.
-* A peer elsewhere, or one that lives while its connection broke, stays unproven: core quarantines the pages. A
-  transfer to a stopped process stays PENDING over TCP, and goes on when the process does.
+* So a failed transfer stays unproven here. Core settles it once the peer's process has provably ended, for then the memory
+  that could be hit is gone with it; elsewhere it quarantines the pages. A transfer to a stopped process stays PENDING over
+  TCP, and goes on when the process does.
 
 **Which fabric carries a peer's bytes** can't be asked; ``fabric`` says what can be known. It plays no part in the above.
 """
@@ -28,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from kv_core import Direction, Region, Role, ThreadingModel, TransferState, TransportError
+from kv_core import Direction, Region, Role, ThreadingModel, TransferState, TransportError, parse_options
 from kv_core.contract.transport import (
     PeerKey,
     Prepared,
@@ -39,9 +37,8 @@ from kv_core.contract.transport import (
     Transport,
     TransportContext,
 )
-from kv_core.runtime.process_proof import describe_process
 from kv_nixl.engine import Engine
-from kv_nixl.fabric import name_fabric
+from kv_nixl.fabric import describe_place, name_fabric
 from kv_nixl.lists import Geometry, Kinds
 from kv_nixl.memory import RegisteredMemory
 from kv_nixl.options import NixlOptions
@@ -87,7 +84,7 @@ class NixlTransport(Transport):
 
     def __init__(self, context: TransportContext) -> None:
         super().__init__(context)
-        options = NixlOptions.parse(context.config.options)
+        options = parse_options(NixlOptions, context.config.options, backend="nixl")
         self._options = options
         self._initiator = (context.role is Role.PREFILL) == (context.direction is Direction.WRITE)
         self._bell = threading.Lock()  # taken: nobody rang
@@ -103,7 +100,7 @@ class NixlTransport(Transport):
         self._operation = lib.NIXL_WRITE if context.direction is Direction.WRITE else lib.NIXL_READ
         self._success, self._in_progress = lib.NIXL_SUCCESS, lib.NIXL_IN_PROG
         self._memory = RegisteredMemory(self._engine)
-        self._process = describe_process()
+        self._place = describe_place()
         self._strided = True  # until NIXL says that it does not know such lists
         self._named = True
         self._remotes: dict[str, RemoteAgent] = {}
@@ -131,26 +128,21 @@ class NixlTransport(Transport):
         """See ``Transport``."""
         metadata = self._agent.getLocalMD()
         self._named = starts_with_name(metadata, self.context.instance_id)
-        return Descriptor(self._options.backend, self._process, metadata).pack()
+        return Descriptor(self._options.backend, self._place, metadata).pack()
 
     def add_peer(self, peer: PeerKey, descriptor: bytes) -> None:
         """See ``Transport``. The side that posts nothing only looks at the descriptor: it needs no connection."""
-        if peer in self._peers:
-            return
         told = self._read(peer, descriptor)
-        older = [key for key in self._peers if key.name == peer.name]
-        if any(key.generation > peer.generation for key in older):
-            raise TransportError(f"peer {peer.name[:8]}: generation {peer.generation} is of the past", quiescent=True)
         remote = self._remotes.get(peer.name)
-        if remote is None:
+        if remote is None or remote.metadata != told.metadata:
+            if remote is not None:  # NIXL knows one agent of a name; this one's last transfers have not ended
+                for transfer in list(remote.pending):
+                    self._fail(transfer, "the peer was replaced by another process of the same name")
+                self._unload(remote)
             remote = RemoteAgent(peer.name, told)
             if self._initiator:
                 self._load(remote)
-        elif remote.metadata != told.metadata:
-            remote = self._renew(remote, told)
         self._remotes[peer.name] = self._peers[peer] = remote
-        for key in older:
-            self.remove_peer(key)
 
     def _read(self, peer: PeerKey, descriptor: bytes) -> Descriptor:
         try:
@@ -180,27 +172,6 @@ class NixlTransport(Transport):
             raise TransportError(f"peer {remote.name[:8]} sent the metadata of another agent", quiescent=True)
         remote.loaded, remote.broken = True, False
         remote.epoch += 1
-
-    def _renew(self, remote: RemoteAgent, told: Descriptor) -> RemoteAgent:
-        """The same name with other metadata: more memory of the same agent, or an agent of another process."""
-        new = RemoteAgent(remote.name, told)
-        if not remote.loaded:
-            if self._initiator:
-                self._load(new)
-            return new
-        try:
-            self._agent.loadRemoteMD(told.metadata)
-        except self._engine.lib.nixlNotAllowedError:
-            for transfer in list(remote.pending):
-                self._fail(transfer, "the peer was replaced by another process of the same name")
-            self._unload(remote)
-            self._load(new)
-            return new
-        except self._engine.errors as error:
-            remote.broken = True  # NIXL forgot the agent on the way
-            raise TransportError(f"NIXL can't load the metadata of peer {remote.name[:8]}: {_said(error)}") from error
-        remote.metadata, remote.process = told.metadata, told.process
-        return remote
 
     def _unload(self, remote: RemoteAgent) -> None:
         if remote.loaded:
@@ -239,7 +210,7 @@ class NixlTransport(Transport):
         prepared = NixlPrepared(peer, plan)
         if remote.loaded and not remote.broken:
             self._make_lists(prepared, remote)
-        remote.fabric = name_fabric(self._options, self._process, remote.process, plan.remote_regions)
+        remote.fabric = name_fabric(self._options, self._place, remote.place, plan.remote_regions)
         self._prepared.setdefault(peer, []).append(prepared)
         return prepared
 
@@ -299,8 +270,6 @@ class NixlTransport(Transport):
 
     def _reload(self, remote: RemoteAgent) -> None:
         """After a failed endpoint: a new one, by forgetting the agent and loading it again."""
-        if remote.is_dead():
-            raise TransportError(f"the process of peer {remote.name[:8]} has ended", quiescent=True)
         if remote.pending:
             raise TransportError(
                 f"the connection to peer {remote.name[:8]} failed, and {len(remote.pending)} transfers over it have not "
@@ -363,8 +332,6 @@ class NixlTransport(Transport):
             assert isinstance(transfer, NixlTransfer), "made by submit()"
             if transfer.state is TransferState.PENDING:
                 continue
-            if not transfer.quiescent:
-                transfer.quiescent = transfer.remote.is_dead()
             yield TransferProgress(transfer, transfer.state, transfer.quiescent, transfer.error, transfer.wire_seconds)
 
     def _ask(self) -> bool:
@@ -405,7 +372,6 @@ class NixlTransport(Transport):
         transfer.remote.pending.pop(transfer, None)
         transfer.remote.broken = True
         transfer.state, transfer.error = TransferState.FAILED, error
-        transfer.quiescent = transfer.remote.is_dead()
 
     def _measured(self, transfer: NixlTransfer) -> float | None:
         """NIXL's own times: from the first post to the last completion that NIXL saw (in a post, or when it was asked)."""
