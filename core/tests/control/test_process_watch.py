@@ -25,7 +25,7 @@ def test_a_death_is_told_once_after_so_many_looks_while_this_process_ran() -> No
     for _ in range(LOOKS_AFTER_DEATH):
         watch.look(now)
         watch.look(now + LOOK_S / 2)  # too early to count
-        watch.add(ONE, {"pid": 1})  # again is once
+        watch.add(PeerKey("one", 2), {"pid": 1})  # a later session of the same process: again is once
         now += LOOK_S
     assert told == []
     assert 0.0 < watch.wait_s(now - LOOK_S / 2, 5.0) <= LOOK_S

@@ -108,6 +108,19 @@ class CopyList(NamedTuple):
     remote_offset: U64
     length: U64
 
+    def cut(self, longest: int) -> CopyList:
+        """The same bytes in copies of at most ``longest`` bytes each, in the same order; itself if all are that short."""
+        most = np.uint64(longest)
+        pieces = ((self.length + (most - np.uint64(1))) // most).astype(np.intp)
+        if bool((pieces <= 1).all()):
+            return self
+        whole = np.repeat(np.arange(len(pieces)), pieces)
+        done = (np.arange(len(whole)) - np.repeat(np.cumsum(pieces) - pieces, pieces)).astype(np.uint64) * most
+        return CopyList(
+            self.local_region[whole], self.local_offset[whole] + done, self.remote_region[whole],
+            self.remote_offset[whole] + done, np.minimum(self.length[whole] - done, most),
+        )  # fmt: skip
+
 
 class TransferBatch(ABC):
     """What one ``submit`` moves: KV, state and auxiliary items together. Made by core; read by the transport."""

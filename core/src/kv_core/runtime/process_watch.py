@@ -26,12 +26,12 @@ class ProcessWatch:
     ) -> None:
         self._tell = tell
         self._is_dead = is_dead
-        self._watched: dict[PeerKey, tuple[Mapping[str, object], int]] = {}
+        self._watched: dict[str, tuple[Mapping[str, object], int]] = {}
         self._look_at = 0.0
 
     def add(self, peer: PeerKey, process: Mapping[str, object]) -> None:
-        """Watch a process, as ``describe_process`` described it there. Again is once."""
-        self._watched.setdefault(peer, (process, 0))
+        """Watch a process, as ``describe_process`` described it there. Again is once, whatever the session was."""
+        self._watched.setdefault(peer.name, (process, 0))
 
     def wait_s(self, now: float, longest: float) -> float:
         """How long nothing has to be looked at, at most ``longest``."""
@@ -42,11 +42,11 @@ class ProcessWatch:
         if not self._watched or now < self._look_at:
             return
         self._look_at = now + LOOK_S
-        for peer, (process, seen) in list(self._watched.items()):
+        for name, (process, seen) in list(self._watched.items()):
             if not self._is_dead(process):
                 continue
             if seen < LOOKS_AFTER_DEATH:
-                self._watched[peer] = (process, seen + 1)
+                self._watched[name] = (process, seen + 1)
                 continue
-            del self._watched[peer]
-            self._tell(peer.name)
+            del self._watched[name]
+            self._tell(name)

@@ -61,7 +61,7 @@ class Line:
             self._moving = False
 
     def _post(self, copies: Copies, job: _Job) -> Outcome | None:
-        for number, part in enumerate(copies.cut().pieces()):
+        for number, part in enumerate(copies.pieces()):
             while not self._room.acquire(timeout=_LOOK_S) and not self._mover.stopped:
                 pass
             piece: Piece | Outcome

@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import numpy as np
-
 from kv_core.contract.transport import U64
 from kv_mooncake.codes import meaning
 from kv_mooncake.engine import Engine
@@ -38,17 +36,6 @@ class Copies(NamedTuple):
     local: U64
     remote: U64
     length: U64
-
-    def cut(self) -> Copies:
-        """The same bytes in copies of at most ``COPY_BYTES``."""
-        most = np.uint64(COPY_BYTES)
-        parts = (self.length + most - np.uint64(1)) // most
-        if bool((parts == 1).all()):
-            return self
-        each = parts.astype(np.intp)
-        whole = np.repeat(np.arange(len(each)), each)
-        at = (np.arange(len(whole)) - np.repeat(np.cumsum(each) - each, each)).astype(np.uint64) * most
-        return Copies(self.local[whole] + at, self.remote[whole] + at, np.minimum(self.length[whole] - at, most))
 
     def pieces(self) -> Iterator[Copies]:
         """What one call takes at a time."""

@@ -52,7 +52,7 @@ from kv_mooncake.line import Line
 from kv_mooncake.memory import RegisteredMemory
 from kv_mooncake.options import engine_timeout_s, read
 from kv_mooncake.peer import Peer
-from kv_mooncake.posting import Copies, Mover, Outcome
+from kv_mooncake.posting import COPY_BYTES, Copies, Mover, Outcome
 
 
 class MooncakePrepared(Prepared):
@@ -180,7 +180,7 @@ class MooncakeTransport(Transport):
         """See ``Transport``. Returns when all of it is posted, or has failed."""
         assert isinstance(prepared, MooncakePrepared), "made by prepare()"
         peer = prepared.to
-        flat = batch.copies()
+        flat = batch.copies() if self._mover.spin else batch.copies().cut(COPY_BYTES)
         full = flat.length > 0
         if not full.all():
             flat = type(flat)(*(array[full] for array in flat))

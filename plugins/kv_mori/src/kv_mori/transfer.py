@@ -109,7 +109,7 @@ def cut(copies: CopyList, regions: tuple[list[Any], list[Any]], limit: int, chun
     """Parts of at most ``limit`` work requests and ``MAX_CALL_BYTES``, in the order of pairs; each pair's copies keep
     their order. ``chunks``: the size above which MORI splits a copy (0: never), and into how many at most.
     """
-    copies = _shortened(copies)
+    copies = copies.cut(MAX_CALL_BYTES)
     local, remote = copies.local_region.astype(np.intp), copies.remote_region.astype(np.intp)
     pair = local * len(regions[1]) + remote
     order = np.argsort(pair, kind="stable")
@@ -124,21 +124,6 @@ def cut(copies: CopyList, regions: tuple[list[Any], list[Any]], limit: int, chun
         for first, stop, weight in _pieces(start, end, limit, sums, nbytes):
             offsets, remotes, sizes = (column[first:stop] for column in columns)
             yield Part(regions[0][mine[at]], offsets, regions[1][theirs[at]], remotes, sizes, weight)
-
-
-def _shortened(copies: CopyList) -> CopyList:
-    """The same, with copies that are too long for one work request in pieces."""
-    longest = np.uint64(MAX_CALL_BYTES)
-    if not (copies.length > longest).any():
-        return copies
-    pieces = -(-copies.length.astype(np.int64) // MAX_CALL_BYTES)
-    source = np.repeat(np.arange(len(pieces)), pieces)
-    done = (np.arange(len(source)) - np.repeat(np.cumsum(pieces) - pieces, pieces)).astype(np.uint64) * longest
-    return CopyList(
-        copies.local_region[source], copies.local_offset[source] + done,
-        copies.remote_region[source], copies.remote_offset[source] + done,
-        np.minimum(copies.length[source] - done, longest),
-    )  # fmt: skip
 
 
 def _pieces(start: int, end: int, limit: int, sums: Sums, nbytes: Sums) -> Iterator[tuple[int, int, int]]:
