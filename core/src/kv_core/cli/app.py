@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -91,3 +92,19 @@ def demo(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     raise typer.Exit(run_demo(settings, as_json=as_json))
+
+
+@app.command("new-backend")
+def new_backend(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The backend's name: lower-case letters, digits, single '-' and '_'.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write: an empty folder, or a new one.")],
+) -> None:
+    """Write the project of a new backend: it installs and loads, and says which methods are left to write.
+
+    Exit status: 0 written, 2 bad arguments.
+    """
+    from kv_core.cli.new_backend import run  # noqa: PLC0415
+
+    raise typer.Exit(run(name, folder))

@@ -7,6 +7,7 @@ plugins of both groups; KV_CORE_STRICT_PLUGINS=1 makes a broken observer plugin 
 
 from __future__ import annotations
 
+from kv_core.contract.records import BackendRecord
 from kv_core.registry.backend import Backend
 from kv_core.registry.describe import (
     PluginReport,
@@ -41,6 +42,13 @@ def load_backend(name: str) -> Backend:
     return DEFAULT.load_backend(name)
 
 
+def read_record(name: str) -> BackendRecord:
+    """What the backend of this name says of itself and brings along, checked as ``load_backend`` checks it; its preflight is
+    not run, so its engine need not be installed. Any thread. Raises what ``load_backend`` raises.
+    """
+    return DEFAULT.read_record(name)
+
+
 __all__ = [
     "Backend",
     "InstalledBackend",
@@ -57,4 +65,5 @@ __all__ = [
     "doctor_checks",
     "list_backends",
     "load_backend",
+    "read_record",
 ]

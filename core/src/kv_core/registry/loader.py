@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ from kv_core.registry.validate import check_record
 
 logger = logging.getLogger(__name__)
 _Error = TypeVar("_Error", bound=BackendError)
+_Result = TypeVar("_Result")
 
 
 class Registry:
@@ -64,11 +65,14 @@ class Registry:
 
     def load_backend(self, name: str) -> Backend:
         """Import this one plugin, check it, run its preflight. See ``kv_core.registry.load_backend``."""
+        return self._named(name, self.load_from)
+
+    def _named(self, name: str, use: Callable[[Sequence[Source]], _Result]) -> _Result:
         found = scan(BACKENDS)
         if name not in found or name in self.disabled:
             raise _not_found(name, found, self.disabled)
         try:
-            return self.load_from(found[name])
+            return use(found[name])
         except PluginRefused as refused:
             raise _as_backend_error(IncompatibleBackend, refused) from refused.__cause__
         except PluginError as failed:
@@ -80,6 +84,18 @@ class Registry:
         known = self._loaded.get(source)
         if known is not None:
             return known
+        record, hooks = self._read(source)
+        if record.preflight is not None:
+            with guard(source, "preflight()"):
+                record.preflight()
+        backend = Backend(record, hooks.plugin_hooks(source.name), self._observer_hooks, _reload)
+        return self._loaded.setdefault(source, backend)
+
+    def read_record(self, name: str) -> BackendRecord:
+        """Import this one plugin and check its record; the engine is not loaded. See ``kv_core.registry.read_record``."""
+        return self._named(name, lambda sources: self._read(_only(sources))[0])
+
+    def _read(self, source: Source) -> tuple[BackendRecord, StrictPluginManager]:
         hooks = StrictPluginManager()
         with guard(source, f"importing {source.value}"):
             plugin = source.load()
@@ -88,12 +104,7 @@ class Registry:
         with guard(source, "kv_backend()"):
             answer = hooks.hook.kv_backend()
         with blame(source):
-            record: BackendRecord = check_record(answer, source)
-        if record.preflight is not None:
-            with guard(source, "preflight()"):
-                record.preflight()
-        backend = Backend(record, hooks.plugin_hooks(source.name), self._observer_hooks, _reload)
-        return self._loaded.setdefault(source, backend)
+            return check_record(answer, source), hooks
 
     def load_plugin(self, sources: Sequence[Source], into: StrictPluginManager) -> None:
         """Admit the observer plugin of one name's entry points. Raises ``PluginRefused`` or ``PluginLoadError``."""
