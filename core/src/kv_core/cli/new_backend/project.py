@@ -34,7 +34,7 @@ def render(names: Names) -> dict[str, str]:
         "module": names.module,
         "prefix": names.prefix,
         "bounds": bounds(__version__),
-        "api_version": repr(tuple(KV_CORE_API)),
+        "api_version": repr(KV_CORE_API),
     }
     templates = files(__package__) / "templates"
     rendered = {}
