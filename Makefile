@@ -13,9 +13,9 @@ STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
-PROJECTS := core/pyproject.toml $(PLUGINS:%=%/pyproject.toml)
-SOURCES := core/src $(PLUGINS:%=%/src)
-CHECKED := $(SOURCES) $(wildcard core/tests $(PLUGINS:%=%/tests) tests tools examples benchmarks conftest.py)
+PROJECTS := core/pyproject.toml $(PLUGINS:%=%/pyproject.toml) conformance/pyproject.toml
+SOURCES := core/src $(PLUGINS:%=%/src) conformance/src
+CHECKED := $(SOURCES) $(wildcard core/tests $(PLUGINS:%=%/tests) conformance/tests tests tools examples benchmarks conftest.py)
 
 # The engines that can be installed from a package index; kv-mori's comes with ROCm. Their versions: pyproject.toml.
 ENGINES ?= nixl mooncake
@@ -36,8 +36,11 @@ EXAMPLE_ARGS ?=
 SIMULATE_ARGS ?=
 BENCH_ARGS ?=
 LONG_ARGS ?=
+CONFORMANCE_ARGS ?=
+MUTANT_ARGS ?=
+REPORTS := build/conformance
 
-.PHONY: help demo test lint format docs engines example simulate bench kill-rounds soak fuzz black-holes clean
+.PHONY: help demo test lint format docs engines example simulate bench conformance mutants kill-rounds soak fuzz black-holes clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | while IFS=$$'\t' read -r target text; do \
@@ -61,8 +64,10 @@ $(STAMPS)/plugins: $(STAMPS)/run $(PROJECTS)
 	$(PIP) $(PLUGINS:%=--editable %)
 	touch $@
 
-# Dependency groups need a newer pip than some Pythons bring along.
-$(STAMPS)/dev: $(STAMPS)/plugins pyproject.toml
+# Dependency groups need a newer pip than some Pythons bring along. The suite is installed here and not with the plugins: it
+# brings pytest, which `make demo` does not need.
+$(STAMPS)/dev: $(STAMPS)/plugins pyproject.toml conformance/pyproject.toml
+	$(PIP) --editable conformance
 	$(PIP) 'pip>=25.1'
 	$(PIP) --group pyproject.toml:dev
 	touch $@
@@ -101,7 +106,7 @@ lint: $(STAMPS)/dev ## Formatting, lint, types, import rules, house rules
 	$(BIN)/python tools/check_repo.py
 	$(BIN)/python tools/make_docs.py --check
 
-docs: $(STAMPS)/run ## Write the pages that are made from the code
+docs: $(STAMPS)/dev ## Write the pages that are made from the code
 	$(BIN)/python tools/make_docs.py
 
 format: $(STAMPS)/dev ## Format, and mend what ruff can mend by itself
@@ -113,6 +118,12 @@ example: $(STAMPS)/example $(BACKEND_STAMP) ## Generate text across two processe
 
 simulate: $(STAMPS)/dev ## Run seeded schedules with faults against the protocol, in virtual time (SIMULATE_ARGS)
 	$(BIN)/python -m core.tests.simulation --seeds 20000 --mutants $(SIMULATE_ARGS)
+
+conformance: $(STAMPS)/dev $(ENGINE_STAMPS) ## The whole conformance suite on every plugin; reports in build/conformance (CONFORMANCE_ARGS)
+	$(BIN)/python tools/conformance.py --reports $(REPORTS) $(CONFORMANCE_ARGS)
+
+mutants: $(STAMPS)/dev ## Long: backends that are broken on purpose; the suite must catch each of them (MUTANT_ARGS)
+	$(BIN)/python -m conformance.tests.matrix --markdown docs/conformance-mutants.md $(MUTANT_ARGS)
 
 bench: $(STAMPS)/dev $(ENGINE_STAMPS) ## Measure goodput and the engine thread's time; docs/benchmarks.md explains (BENCH_ARGS, ENGINES)
 	$(BIN)/python -m benchmarks.bench $(BENCH_ARGS)
@@ -130,5 +141,5 @@ black-holes: $(STAMPS)/dev ## Long: fifty black-holed prefill servers must not h
 	$(BIN)/python -m tests.long.black_holes $(LONG_ARGS)
 
 clean: ## Remove the environment, caches and built distributions
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist core/dist plugins/*/dist
-	find core plugins tests tools examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist core/dist plugins/*/dist conformance/dist
+	find core plugins conformance tests tools examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
