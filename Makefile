@@ -40,11 +40,11 @@ CONFORMANCE_ARGS ?=
 MUTANT_ARGS ?=
 REPORTS := build/conformance
 
-.PHONY: help demo test lint format docs engines example simulate bench conformance mutants kill-rounds soak fuzz black-holes clean
+.PHONY: help demo test lint format docs engines example simulate bench conformance conformance-wheels mutants kill-rounds soak fuzz black-holes clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | while IFS=$$'\t' read -r target text; do \
-		printf '  %-14s %s\n' "$$target" "$$text"; done
+		printf '  %-18s %s\n' "$$target" "$$text"; done
 
 # --- what is installed ------------------------------------------------------------------------------------------------
 
@@ -121,6 +121,9 @@ simulate: $(STAMPS)/dev ## Run seeded schedules with faults against the protocol
 
 conformance: $(STAMPS)/dev $(ENGINE_STAMPS) ## The whole conformance suite on every plugin; reports in build/conformance (CONFORMANCE_ARGS)
 	$(BIN)/python tools/conformance.py --reports $(REPORTS) $(CONFORMANCE_ARGS)
+
+conformance-wheels: $(STAMPS)/dev ## The same on the embedded backend from built wheels, in a clean environment and an empty folder
+	$(BIN)/python -m tests.long.conformance_wheels $(CONFORMANCE_ARGS)
 
 mutants: $(STAMPS)/dev ## Long: backends that are broken on purpose; the suite must catch each of them (MUTANT_ARGS)
 	$(BIN)/python -m conformance.tests.matrix --markdown docs/conformance-mutants.md $(MUTANT_ARGS)

@@ -135,11 +135,11 @@ class Clean:
         """Where the wheels were unpacked."""
         return self.home / f"venv/lib/python{self.version}/site-packages"
 
-    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run a command from an empty folder."""
+    def run(self, *command: str | Path, timeout: float = RUN_LIMIT_S, **extra: str) -> subprocess.CompletedProcess[str]:
+        """Run a command from an empty folder; ``extra``: further variables of its environment."""
         empty = self.home / "empty"
         empty.mkdir(exist_ok=True)
-        ran = run(*command, cwd=empty)
+        ran = run(*command, cwd=empty, timeout=timeout, **extra)
         assert not list(empty.iterdir()), f"{command} left something behind in the working folder"
         return ran
 

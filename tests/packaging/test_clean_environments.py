@@ -153,6 +153,18 @@ class Everywhere:
         assert document["requests"] == 20
         assert not document["failures"]
 
+    @pytest.mark.parametrize("extra", [{}, {"PYTEST_ADDOPTS": "-W error --strict-markers --strict-config"}])
+    def test_the_conformance_suite_runs_from_its_wheel(self, clean: Clean, extra: dict[str, str]) -> None:
+        # Some of it; `make conformance-wheels` runs all of it. That the working folder stays empty is seen by clean.run().
+        some = [part for one in ("KV-ID", "KV-XFER-1", "KV-POLL-1", "KV-CLEAR-1") for part in ("--only", one)]
+        command: list[str | Path] = [clean.python, "-m", "kv_conformance", EMBEDDED, "--accept", "partial", "--json"]
+        ran = clean.run(*command, *some, **extra)
+        assert ran.returncode == 0, f"{ran.stdout}\n{ran.stderr}"
+        report = json.loads(ran.stdout)
+        ended = {one["id"]: one["outcome"] for one in report["checks"] if one["outcome"] != "not_run"}
+        assert len(ended) > 8
+        assert set(ended.values()) == {"passed"}, ended
+
     def test_the_requirements_fit_together(self, clean: Clean) -> None:
         assert "broken" not in pip(clean.python, "check", cwd=clean.home)
 

@@ -8,8 +8,17 @@ import os
 import numpy as np
 import pytest
 
-from kv_core import InvalidConfig, MemoryKind, Region, RegistrationError, Role, TransferConfig, TransportError
-from kv_core.contract.enums import Direction
+from kv_core import (
+    Direction,
+    InvalidConfig,
+    MemoryKind,
+    NotSupported,
+    Region,
+    RegistrationError,
+    Role,
+    TransferConfig,
+    TransportError,
+)
 from kv_core.contract.transport import PeerKey, TransportContext
 from kv_mooncake import MooncakeTransport, options
 from kv_mooncake.breaker import MAX_BACKOFF, Breaker
@@ -148,12 +157,10 @@ def test_the_protocol_follows_the_devices_of_the_host(monkeypatch, tmp_path):
 
 
 def test_a_host_that_is_none_and_reading_are_refused():
-    for config, direction in (
-        (TransferConfig(advertised_host="no host"), Direction.WRITE),
-        (TransferConfig(), Direction.READ),
-    ):
-        with pytest.raises(InvalidConfig):
-            MooncakeTransport(TransportContext(Role.PREFILL, "me", config, direction))
+    with pytest.raises(InvalidConfig):
+        MooncakeTransport(TransportContext(Role.PREFILL, "me", TransferConfig(advertised_host="no host")))
+    with pytest.raises(NotSupported, match=r"reading from a peer \(pull\)"):
+        MooncakeTransport(TransportContext(Role.DECODE, "me", TransferConfig(), Direction.READ))
 
 
 def test_the_environment_is_left_as_it_was(monkeypatch):

@@ -242,5 +242,5 @@ def test_gpu_memory_goes_to_the_engine_with_its_device():
 
 
 def test_reading_is_not_offered():
-    with pytest.raises(NotSupported):
+    with pytest.raises(NotSupported, match=r"reading from a peer \(pull\)"):
         MoriTransport(TransportContext(Role.DECODE, "x", TransferConfig(), Direction.READ))

@@ -1,0 +1,79 @@
+"""The whole conformance suite as a stranger gets it: built wheels in a clean environment, run from an empty folder.
+
+    python -m tests.long.conformance_wheels [--python 3.11]
+
+Three runs on the embedded backend: as it is, with warnings as errors, and with pytest's plugin autoload off. Exit status 0:
+each was `conformant`, and left nothing behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from time import monotonic
+
+from tests.packaging.environments import (
+    INSTALL_LIMIT_S,
+    ROOT,
+    RUNNING,
+    Clean,
+    distributions,
+    find_python,
+    pip,
+    succeed,
+)
+
+NEEDED = ("kv-core", "kv-fake", "kv-conformance")
+BACKEND = "fake"
+LIMIT_S = 900
+RUNS = {
+    "as it is": {},
+    "warnings as errors": {"PYTHONWARNINGS": "error", "PYTEST_ADDOPTS": "-W error --strict-markers --strict-config"},
+    "autoload off": {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+}
+
+
+def environment(version: str, home: Path) -> Clean:
+    """A clean environment with nothing but the three wheels and what they need."""
+    base = find_python(version)
+    if base is None:
+        raise SystemExit(f"no Python {version} here")
+    wheels = []
+    for name in NEEDED:
+        succeed(
+            sys.executable, "-m", "build", "--no-isolation", "--outdir", home / name, distributions()[name],
+            cwd=ROOT, timeout=INSTALL_LIMIT_S,
+        )  # fmt: skip
+        wheels += list((home / name).glob("*.whl"))
+    succeed(base, "-m", "venv", "--without-pip", home / "venv", cwd=home)
+    clean = Clean(version, home / "venv/bin/python", home)
+    pip(clean.python, "install", *wheels, cwd=home)
+    return clean
+
+
+def main() -> int:
+    """Run it three times; print verdict, counts and time of each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", default=RUNNING)
+    version = parser.parse_args().python
+    good = True
+    with tempfile.TemporaryDirectory(prefix="kv-conformance-wheels-") as home:
+        clean = environment(version, Path(home))
+        for name, extra in RUNS.items():
+            begin = monotonic()
+            ran = clean.run(
+                clean.python, "-m", "kv_conformance", BACKEND, "--json", "--report", Path(home) / "report",
+                timeout=LIMIT_S, **extra,
+            )  # fmt: skip
+            report = json.loads(ran.stdout) if ran.stdout.startswith("{") else {}
+            verdict = report.get("verdict", f"no report\n{ran.stdout}\n{ran.stderr}")
+            good = good and ran.returncode == 0 and verdict == "conformant"
+            print(f"{name:20} exit {ran.returncode}  {verdict}  {monotonic() - begin:.0f} s  {report.get('totals')}")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
