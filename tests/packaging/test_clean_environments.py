@@ -16,6 +16,7 @@ import pytest
 from tests.packaging.environments import (
     OLDEST,
     ROOT,
+    RUN_LIMIT_S,
     Clean,
     distributions,
     lower_bounds,
@@ -158,7 +159,7 @@ class Everywhere:
         # Some of it; `make conformance-wheels` runs all of it. That the working folder stays empty is seen by clean.run().
         some = [part for one in ("KV-ID", "KV-XFER-1", "KV-POLL-1", "KV-CLEAR-1") for part in ("--only", one)]
         command: list[str | Path] = [clean.python, "-m", "kv_conformance", EMBEDDED, "--accept", "partial", "--json"]
-        ran = clean.run(*command, *some, **extra)
+        ran = clean.run(*command, *some, timeout=RUN_LIMIT_S, **extra)
         assert ran.returncode == 0, f"{ran.stdout}\n{ran.stderr}"
         report = json.loads(ran.stdout)
         ended = {one["id"]: one["outcome"] for one in report["checks"] if one["outcome"] != "not_run"}

@@ -44,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     rewritten = [name for name in (package, "kv_conformance.nodes") if name not in sys.modules]
     pytest.register_assert_rewrite(*rewritten)
     # Imported here: every run of pytest imports this module, and nearly none needs them.
+    from kv_core import BackendNotFound  # noqa: PLC0415
     from kv_conformance import plugin_fixtures  # noqa: PLC0415
     from kv_conformance.known import KnownFailuresError, read_known_failures  # noqa: PLC0415
     from kv_conformance.plugin_conduct import Conduct  # noqa: PLC0415
@@ -51,11 +52,11 @@ def pytest_configure(config: pytest.Config) -> None:
     from kv_conformance.plugin_subject import look_at  # noqa: PLC0415
     from kv_conformance.results import Writer  # noqa: PLC0415
 
-    subject = config.stash[plugin_fixtures.SUBJECT] = look_at(backend)
     known_file = config.getoption("kv_known")
     try:
+        subject = config.stash[plugin_fixtures.SUBJECT] = look_at(backend)
         known = read_known_failures(known_file) if known_file else {}
-    except KnownFailuresError as error:
+    except (BackendNotFound, KnownFailuresError) as error:
         raise pytest.UsageError(str(error)) from None
     folders = [Path(folder) for folder in import_module(package).__path__]
     conduct = Conduct(subject, folders, known, gate=config.getoption("kv_gate"), only=config.getoption("kv_only"))

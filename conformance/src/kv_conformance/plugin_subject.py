@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from kv_core import BackendInfo, Capability
+from kv_core import BackendInfo, BackendNotFound, Capability
 from kv_conformance.harness import GROUP, Harness
 from kv_conformance.outcomes import HarnessError
 
@@ -68,7 +68,9 @@ class Subject:
 
 
 def look_at(backend: str) -> Subject:
-    """Read the backend's record and construct its harness. Raises nothing for their sake."""
+    """Read the backend's record and construct its harness. What is wrong with them is in the answer; only a backend that is
+    not installed raises (``kv_core.BackendNotFound``).
+    """
     info, info_error = _info(backend)
     try:
         harness = load_harness(backend)
@@ -119,6 +121,8 @@ def _info(backend: str) -> tuple[BackendInfo | None, str]:
 
     try:
         return read_record(backend).info, ""
+    except BackendNotFound:
+        raise
     except Exception as error:  # noqa: BLE001 - the backend's record is what is tested
         return None, f"{type(error).__name__}: {error}"
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from kv_core import Capability
+from kv_mooncake import engine, kv_backend
 from kv_mooncake.engine import installed_wheels
 from plugins.kv_mooncake.tests.support import ROOT
 
@@ -119,6 +121,22 @@ def test_the_cuda_flavour_without_a_driver(tmp_path):
     assert error in text
     assert "built for CUDA 12" in text
     assert "kv-mooncake[cpu]" in text
+
+
+def test_cuda_memory_is_declared_with_a_cuda_wheel_where_a_device_may_be(monkeypatch, tmp_path):
+    device = tmp_path / "nvidiactl"
+    monkeypatch.setattr(engine, "CUDA", (tmp_path / "none", device))
+    declared = []
+    for name in engine.EXTRAS:
+        monkeypatch.setattr(engine, "installed_wheels", lambda name=name: [engine.Wheel(name, "0.3.99")])
+        for there in (False, True):
+            device.unlink(missing_ok=True)
+            if there:
+                device.touch()
+            declared.append((name, there, Capability.CUDA in kv_backend().info.capabilities))
+    assert [(name, there) for name, there, said in declared if said] == [
+        (name, True) for name in engine.EXTRAS if name in engine.CUDA_WHEELS
+    ]
 
 
 def test_a_log_folder_that_would_end_the_process():

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from kv_core import InvalidConfig, Role, TransferConfig, TransportError
+from kv_core import Capability, InvalidConfig, Role, TransferConfig, TransportError
 from kv_core.contract.transport import PeerKey, TransportContext
-from kv_mori import MoriTransport, kv_backend
+from kv_mori import MoriTransport, engine, kv_backend
 from kv_mori.options import MoriOptions
 from plugins.kv_mori.tests.support_mori import End
 
@@ -101,9 +101,12 @@ def test_a_host_name_becomes_an_address():
         assert end.transport._engine.get_engine_desc().host == "127.0.0.1"
 
 
-def test_the_record_names_what_it_can_do():
+def test_the_record_names_what_it_can_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(engine, "DRIVER", tmp_path / "kfd")
     info = kv_backend().info
-    assert {capability.value for capability in info.capabilities} == {"write", "aux", "state", "rocm"}
+    assert {capability.value for capability in info.capabilities} == {"write", "aux", "state"}
+    (tmp_path / "kfd").touch()
+    assert kv_backend().info.capabilities - info.capabilities == {Capability.ROCM}
     assert info.distribution == "kv-mori"
 
 

@@ -9,7 +9,19 @@ import textwrap
 
 import pytest
 
-from kv_core import BackendLoadError, Capability, InvalidConfig, load_backend, parse_options
+from kv_core import (
+    BackendLoadError,
+    Capability,
+    Direction,
+    InvalidConfig,
+    NotSupported,
+    Role,
+    TransferConfig,
+    load_backend,
+    parse_options,
+)
+from kv_core.contract.transport import TransportContext
+from kv_nixl import NixlTransport, engine, kv_backend
 from kv_nixl.options import POOL_THREADS, NixlOptions
 from plugins.kv_nixl.tests.nixl_ends import FABRICS, LIMIT_S, End, states
 
@@ -134,6 +146,19 @@ def test_what_the_backend_says_of_itself():
     info = load_backend("nixl").info
     assert {Capability.WRITE, Capability.AUX, Capability.STATE, Capability.ENGINE_LATENCY} <= info.capabilities
     assert not {Capability.FENCE, Capability.CANCEL} & info.capabilities  # nothing that NIXL offers proves either
+
+
+def test_cuda_memory_is_declared_where_a_device_may_be(monkeypatch, tmp_path):
+    device = tmp_path / "nvidiactl"
+    monkeypatch.setattr(engine, "CUDA", (tmp_path / "none", device))
+    assert Capability.CUDA not in kv_backend().info.capabilities
+    device.touch()
+    assert Capability.CUDA in kv_backend().info.capabilities
+
+
+def test_reading_is_not_offered():
+    with pytest.raises(NotSupported, match=r"reading from a peer \(pull\)"):
+        NixlTransport(TransportContext(Role.DECODE, "me", TransferConfig(), Direction.READ))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from kv_core import Region, ThreadingModel, TransferState, TransportError
+from kv_core import Direction, NotSupported, Region, ThreadingModel, TransferState, TransportError
 from kv_core.contract.transport import (
     PeerKey,
     Prepared,
@@ -51,6 +51,8 @@ class SoftwareNic(Transport):
 
     def __init__(self, context: TransportContext) -> None:
         super().__init__(context)
+        if context.direction is Direction.READ:
+            raise NotSupported("reading from a peer (pull)", "read")
         self._logger = logging.getLogger(__name__)
         self._memory = RegisteredMemory()
         self._nic = Nic(self._memory, self._logger)

@@ -7,7 +7,7 @@ Read in this order: ``transport`` (the contract, and what is said about quiescen
 from importlib.metadata import version
 
 from kv_core import BackendInfo, BackendRecord, Capability, hookimpl
-from kv_mooncake.engine import CUDA_WHEELS, installed_wheels, preflight
+from kv_mooncake.engine import may_have_cuda, preflight
 from kv_mooncake.transport import MooncakeTransport
 
 __version__ = version("kv-mooncake")
@@ -15,9 +15,9 @@ __version__ = version("kv-mooncake")
 
 @hookimpl
 def kv_backend() -> BackendRecord:
-    """Mooncake, as a backend. Whether it moves CUDA memory depends on which wheel of the engine is installed."""
+    """Mooncake, as a backend. Whether it moves CUDA memory depends on the engine's wheel, and on the host."""
     capabilities = {Capability.WRITE, Capability.AUX, Capability.STATE, Capability.PROBE}
-    if any(wheel.name in CUDA_WHEELS for wheel in installed_wheels()):
+    if may_have_cuda():  # elsewhere a pool of CUDA memory is refused for what it is, and not by the engine's error code
         capabilities.add(Capability.CUDA)
     info = BackendInfo(
         name="mooncake",

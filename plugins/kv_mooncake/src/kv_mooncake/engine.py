@@ -27,6 +27,9 @@ EXTRAS = {
 """The engine's wheels, and the extra of kv-mooncake that brings each. All of them install the package ``mooncake``."""
 CUDA_WHEELS = frozenset({"mooncake-transfer-engine", "mooncake-transfer-engine-cuda13"})
 
+CUDA = (Path("/dev/nvidiactl"), Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
+"""Any of these is there where a CUDA device may be: the driver's, its kernel module's, and WSL's."""
+
 _CHOICE = "kv-mooncake[cuda12], kv-mooncake[cuda13] or, without CUDA, kv-mooncake[cpu]"
 _CUDA_LIBRARY = re.compile(r"libcuda(?:rt)?\.so")
 _QUIET = 3  # glog's FATAL: everything that it reports arrives as a return code too
@@ -58,6 +61,11 @@ def installed_wheels() -> list[Wheel]:
         with suppress(PackageNotFoundError):  # which says that it is not there
             found.append(Wheel(name, version(name)))
     return found
+
+
+def may_have_cuda() -> bool:
+    """Whether the installed wheel moves CUDA memory, and this host may have some. Looks at files and loads nothing."""
+    return any(wheel.name in CUDA_WHEELS for wheel in installed_wheels()) and any(path.exists() for path in CUDA)
 
 
 def preflight() -> None:

@@ -33,8 +33,7 @@ from queue import Empty, SimpleQueue
 
 import numpy as np
 
-from kv_core import InvalidConfig, Region, ThreadingModel, TransferState, TransportError
-from kv_core.contract.enums import Direction
+from kv_core import Direction, InvalidConfig, NotSupported, Region, ThreadingModel, TransferState, TransportError
 from kv_core.contract.transport import (
     PeerKey,
     Prepared,
@@ -83,8 +82,8 @@ class MooncakeTransport(Transport):
 
     def __init__(self, context: TransportContext) -> None:
         super().__init__(context)
-        if context.direction is not Direction.WRITE:
-            raise InvalidConfig("kv-mooncake writes (direction 'write'), it does not read")
+        if context.direction is Direction.READ:
+            raise NotSupported("reading from a peer (pull)", "read")
         host = context.advertised_host
         _check_host(host)
         self._options, self._fabric = read(context.config.options)

@@ -8,6 +8,7 @@ MORI nor torch.
 from importlib.metadata import version
 
 from kv_core import BackendInfo, BackendRecord, Capability, hookimpl
+from kv_mori import engine
 from kv_mori.engine import preflight
 from kv_mori.transport import MoriTransport
 
@@ -16,13 +17,16 @@ __version__ = version("kv-mori")
 
 @hookimpl
 def kv_backend() -> BackendRecord:
-    """MORI-IO, as a backend."""
+    """MORI-IO, as a backend. It moves ROCm memory where there is an AMD GPU."""
+    capabilities = {Capability.WRITE, Capability.AUX, Capability.STATE}
+    if engine.DRIVER.exists():  # elsewhere a pool of ROCm memory is refused for what it is: MORI would end the process
+        capabilities.add(Capability.ROCM)
     info = BackendInfo(
         name="mori",
         distribution="kv-mori",
         version=__version__,
         api_version=(1, 0),  # what it was built for, not what is installed
-        capabilities=frozenset({Capability.WRITE, Capability.AUX, Capability.STATE, Capability.ROCM}),
+        capabilities=frozenset(capabilities),
         description="AMD MORI-IO: RDMA (and XGMI) between ROCm machines",
     )
     return BackendRecord(info, MoriTransport, preflight)

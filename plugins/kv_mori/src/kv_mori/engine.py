@@ -12,6 +12,7 @@ import importlib
 import platform
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 from kv_core import TransportError
@@ -23,6 +24,8 @@ NAMES = (
     "RdmaBackendConfig", "XgmiBackendConfig", "set_log_level",
 )  # fmt: skip
 """What is taken from ``mori.io``."""
+DRIVER = Path("/dev/kfd")
+"""Is there where an AMD GPU may be."""
 MEND = (
     "MORI runs on ROCm machines only: pip install 'kv-mori[mori]' (amd-mori has one wheel, for Python 3.12, glibc 2.39, "
     "x86-64 and ROCm 7, as on Ubuntu 24.04)"

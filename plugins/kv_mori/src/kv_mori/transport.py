@@ -77,8 +77,8 @@ class MoriTransport(Transport):
 
     def __init__(self, context: TransportContext) -> None:
         super().__init__(context)
-        if context.direction is not Direction.WRITE:
-            raise NotSupported("reading from a peer's memory", "read")
+        if context.direction is Direction.READ:
+            raise NotSupported("reading from a peer (pull)", "read")
         self._options = parse_options(MoriOptions, context.config.options, backend="mori")
         self._io = load()
         self._engine = open_engine(self._io, context, self._options)

@@ -7,7 +7,7 @@ Read in this order: ``transport`` (the contract, and what is known when a transf
 from importlib.metadata import version
 
 from kv_core import BackendInfo, BackendRecord, Capability, hookimpl
-from kv_nixl.engine import load_engine
+from kv_nixl.engine import load_engine, may_have_cuda
 from kv_nixl.transport import NixlTransport
 
 __version__ = version("kv-nixl")
@@ -19,15 +19,18 @@ def _preflight() -> None:
 
 @hookimpl
 def kv_backend() -> BackendRecord:
-    """NIXL, as a backend."""
+    """NIXL, as a backend. It moves CUDA memory where there is a CUDA device."""
+    capabilities = {Capability.WRITE, Capability.AUX, Capability.STATE, Capability.ENGINE_LATENCY}
+    if (
+        may_have_cuda()
+    ):  # elsewhere a pool of CUDA memory is refused for what it is, and not by what NIXL says of an address
+        capabilities.add(Capability.CUDA)
     info = BackendInfo(
         name="nixl",
         distribution="kv-nixl",
         version=__version__,
         api_version=(1, 0),  # what it was built for, not what is installed
-        capabilities=frozenset(
-            {Capability.WRITE, Capability.AUX, Capability.STATE, Capability.CUDA, Capability.ENGINE_LATENCY}
-        ),
+        capabilities=frozenset(capabilities),
         description="NIXL agent: UCX (RDMA, TCP, copies between processes) and NIXL's other backends",
     )
     return BackendRecord(info, NixlTransport, preflight=_preflight)

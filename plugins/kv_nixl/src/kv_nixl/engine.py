@@ -29,6 +29,8 @@ QUIET = {"NIXL_LOG_LEVEL": "FATAL", "UCX_LOG_LEVEL": "fatal"}
 INFINIBAND = Path("/sys/class/infiniband")
 NETWORK = Path("/sys/class/net")
 AMAZON = "0x1d0f"
+CUDA = (Path("/dev/nvidiactl"), Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
+"""Any of these is there where a CUDA device may be: the driver's, its kernel module's, and WSL's."""
 
 _logger = logging.getLogger("kv_nixl")
 
@@ -102,6 +104,11 @@ def _devices(folder: Path) -> list[str]:
 def rdma_devices() -> list[str]:
     """Names of this host's RDMA devices."""
     return _devices(INFINIBAND)
+
+
+def may_have_cuda() -> bool:
+    """Whether this host may have a CUDA device. Looks at files and loads nothing: it is asked before NIXL is there."""
+    return any(path.exists() for path in CUDA)
 
 
 class Engine:

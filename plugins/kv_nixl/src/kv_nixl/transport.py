@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from kv_core import Direction, Region, Role, ThreadingModel, TransferState, TransportError, parse_options
+from kv_core import Direction, NotSupported, Region, Role, ThreadingModel, TransferState, TransportError, parse_options
 from kv_core.contract.transport import (
     PeerKey,
     Prepared,
@@ -84,9 +84,11 @@ class NixlTransport(Transport):
 
     def __init__(self, context: TransportContext) -> None:
         super().__init__(context)
+        if context.direction is Direction.READ:
+            raise NotSupported("reading from a peer (pull)", "read")
         options = parse_options(NixlOptions, context.config.options, backend="nixl")
         self._options = options
-        self._initiator = (context.role is Role.PREFILL) == (context.direction is Direction.WRITE)
+        self._initiator = context.role is Role.PREFILL
         self._bell = threading.Lock()  # taken: nobody rang
         self._bell.acquire()
         self._engine = Engine(
@@ -97,7 +99,6 @@ class NixlTransport(Transport):
         )
         self._agent = self._engine.agent
         lib = self._engine.lib
-        self._operation = lib.NIXL_WRITE if context.direction is Direction.WRITE else lib.NIXL_READ
         self._success, self._in_progress = lib.NIXL_SUCCESS, lib.NIXL_IN_PROG
         self._memory = RegisteredMemory(self._engine)
         self._place = describe_place()
@@ -287,14 +288,14 @@ class NixlTransport(Transport):
             if prepared.lists:
                 for kinds, (mine, theirs) in prepared.geometry.indices(batch).items():
                     local, far = prepared.lists[kinds]
-                    handles.append(agent.makeXferReq(self._operation, local, mine, far, theirs, b"", []))
+                    handles.append(agent.makeXferReq(lib.NIXL_WRITE, local, mine, far, theirs, b"", []))
             else:
                 for kinds, rows in prepared.geometry.addresses(batch).items():
                     here, there = (
                         lib.nixlXferDList(self._engine.segments[kind], side)
                         for kind, side in zip(kinds, rows, strict=True)
                     )
-                    handles.append(agent.createXferReq(self._operation, here, there, remote.name, b"", []))
+                    handles.append(agent.createXferReq(lib.NIXL_WRITE, here, there, remote.name, b"", []))
         except self._engine.errors as error:
             for handle in handles:
                 agent.releaseXferReq(handle)

@@ -1,0 +1,18 @@
+"""The harness of all mutants: kv-fake's faults, and little patience, since many of them hang."""
+
+from __future__ import annotations
+
+from kv_core import Role
+from kv_conformance.harness import Fault, Harness, Setting
+
+
+class MutantHarness(Harness):
+    """See ``Harness``."""
+
+    patience_s = 4.0
+
+    def setting(self, role: Role, fault: Fault | None = None) -> Setting | None:
+        """See ``Harness``: the fault script refuses the second region."""
+        if fault is Fault.REGISTRATION:
+            return Setting({"faults": [{"kind": "fail_registration", "nth": 2}]}, refused_region=1)
+        return Setting()
