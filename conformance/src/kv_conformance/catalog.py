@@ -11,8 +11,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, TypeVar
 
-from kv_core import Capability
 from kv_conformance.harness import Fault
+from kv_core import Capability
 
 SUITE = "kv_conformance.suite"
 """The package that has the checks."""
@@ -49,7 +49,8 @@ class Check:
     """One check.
 
     id: ``KV-<AREA>-<n>``; never given to another meaning. requires: the capability that it is about: without it the same
-    check runs and must be refused with ``NotSupported``. faults: what has to be done to the backend. engine: whether it
+    check runs and must be refused with ``NotSupported``. proves: the capability that it proves where declared; elsewhere there is
+    nothing to refuse, and it just runs. faults: what has to be done to the backend. engine: whether it
     needs the backend's engine. gate: whether it belongs to the short part that runs at every change. reaches: what must
     have happened in it, or its passing means nothing. sentence: what the contract says. advice: where to look if it fails.
     """
@@ -65,6 +66,7 @@ class Check:
     limit_s: float = 120.0
     reaches: tuple[str, ...] = ()
     where: str = ""
+    proves: Capability | None = None
 
     @property
     def area(self) -> str:
@@ -86,6 +88,7 @@ def check(
     *,
     level: Level = Level.MUST,
     requires: Capability | None = None,
+    proves: Capability | None = None,
     faults: Iterable[Fault] = (),
     engine: bool = True,
     gate: bool = True,
@@ -104,7 +107,7 @@ def check(
             raise ValueError(f"{id}: the docstring must be the contract's sentence, then {_ADVICE!r} and where to look")
         function.__kv_check__ = Check(  # type: ignore[attr-defined]
             id, level, " ".join(sentence.split()), " ".join(advice.split()), requires, frozenset(faults), engine, gate,
-            limit_s, tuple(reaches), f"{function.__module__}:{function.__name__}",
+            limit_s, tuple(reaches), f"{function.__module__}:{function.__name__}", proves,
         )  # fmt: skip
         return function
 

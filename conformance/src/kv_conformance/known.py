@@ -65,7 +65,9 @@ def refuse_unknown(path: Path, known: Mapping[str, KnownFailure], checks: Collec
 
 def _entry(path: Path, check: str, table: object) -> KnownFailure:
     if not isinstance(table, dict):
-        raise KnownFailuresError(f'{path}: {check} is {table!r}: expected a table ["{check}"] with {_listed(_REQUIRED)}')
+        raise KnownFailuresError(
+            f'{path}: {check} is {table!r}: expected a table ["{check}"] with {_listed(_REQUIRED)}'
+        )
     for name in table:
         if name not in _FIELDS:
             raise KnownFailuresError(f"{path}: {check} has a field {name!r}: expected {_listed(_FIELDS)}")
@@ -73,7 +75,9 @@ def _entry(path: Path, check: str, table: object) -> KnownFailure:
         value = table.get(name)
         if not isinstance(value, str) or not value.strip():
             seen = "is missing" if value is None else f"is {value!r}"
-            raise KnownFailuresError(f"{path}: {name} of {check} {seen}: expected a text, so that others know why it fails")
+            raise KnownFailuresError(
+                f"{path}: {name} of {check} {seen}: expected a text, so that others know why it fails"
+            )
     since = table.get("since", "")
     # A date written without quotes is one for TOML too.
     return KnownFailure(" ".join(table["reason"].split()), table["link"].strip(), str(since))

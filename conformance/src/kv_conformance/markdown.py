@@ -9,7 +9,6 @@ from typing import Any
 
 from kv_conformance.catalog import AREAS, Check
 from kv_conformance.outcomes import Outcome
-from kv_conformance.verdict import shortened
 
 WORDS = {
     Outcome.PASSED: "passed",
@@ -41,10 +40,13 @@ def markdown(report: Mapping[str, Any]) -> str:
 def summary_markdown(report: Mapping[str, Any]) -> str:
     """The short form, for a backend's README."""
     backend, suite = report["backend"], report["suite"]
-    lines = [
+    head = (
         f"**{report['verdict']}**: kv-conformance {suite['version']} (requirement set {suite['requirement_set']}), "
         f"{_text(backend['distribution'])} {_text(backend['version'])}, kv-core {report['kv_core']['version']}, "
-        f"{report['time_utc'][:10]}.",
+        f"{report['time_utc'][:10]}."
+    )
+    lines = [
+        head,
         "",
         f"- {counts(report)}",
         f"- Capabilities claimed: {_names(report['claimed'])}; proven: {_names(report['proven'])}"
@@ -60,7 +62,9 @@ def summary_markdown(report: Mapping[str, Any]) -> str:
         lines.append(f"- Not verified: {', '.join(report['not_verified'])}")
     if report["deviations"]:
         lines.append(f"- Deviates from SHOULD: {', '.join(report['deviations'])}")
-    lines += [f"- Known failure {one['id']}: {_text(one['reason'])} ({one['link']})" for one in report["known_failures"]]
+    lines += [
+        f"- Known failure {one['id']}: {_text(one['reason'])} ({one['link']})" for one in report["known_failures"]
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -130,7 +134,10 @@ def _facts(report: Mapping[str, Any]) -> str:
 def _areas(checks: Iterable[Mapping[str, Any]], notes: list[str]) -> Iterable[str]:
     for area, group in groupby(checks, key=lambda check: check["area"]):
         rows = [f"| {check['id']} | {check['level']} | {_about(check)} | {_outcome(check, notes)} |" for check in group]
-        yield f"## {_text(area)}\n\n| check | level | what the contract says | outcome |\n|---|---|---|---|\n" + "\n".join(rows)
+        yield (
+            f"## {_text(area)}\n\n| check | level | what the contract says | outcome |\n|---|---|---|---|\n"
+            + "\n".join(rows)
+        )
 
 
 def _about(check: Mapping[str, Any]) -> str:
@@ -160,7 +167,9 @@ def _known(report: Mapping[str, Any]) -> str:
 
 def _reproduce(report: Mapping[str, Any]) -> str:
     wanted = {"kv-core": report["kv_core"]["version"], "kv-conformance": report["suite"]["version"]}
-    pins = [f"{name}=={version}" for name, version in {**report["distributions"], **wanted}.items()]
+    wanted.update((name, version) for name, version in report["distributions"].items() if not name.startswith("kv-"))
+    wanted[report["backend"]["distribution"]] = report["backend"]["version"]
+    pins = [f"{name}=={version}" for name, version in sorted(wanted.items())]
     revision = f"git checkout {report['git_revision'].rstrip('+')}\n" if report["git_revision"] else ""
     return (
         f"## Reproduce\n\n```\n{revision}pip install {' '.join(pins)}\n{shlex.join(report['command'])}\n```\n\n"
@@ -180,6 +189,3 @@ def _text(value: object) -> str:
     """Anybody's text, so that it stays one cell and shows as it is."""
     text = " ".join(str(value).split()).replace("|", "\\|")
     return text.replace("<", "&lt;").replace(">", "&gt;")
-
-
-__all__ = ["catalogue", "counts", "markdown", "shortened", "summary_markdown"]

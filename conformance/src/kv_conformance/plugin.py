@@ -25,7 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--kv-backend", metavar="NAME", help="Test the backend of this name. Without it nothing happens.")
     group.addoption("--kv-gate", action="store_true", help="Only the short part, fit for every change.")
     group.addoption(
-        "--kv-only", action="append", default=[], metavar="ID", help="Only this check, or area (KV-MEM); may be given again."
+        "--kv-only",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="Only this check, or area (KV-MEM); may be given again.",
     )
     group.addoption("--kv-known", type=Path, metavar="FILE", help="The file of known failures (TOML).")
     group.addoption("--kv-seed", type=int, default=0, metavar="N", help="Seed of everything that is random (0).")
@@ -44,13 +48,13 @@ def pytest_configure(config: pytest.Config) -> None:
     rewritten = [name for name in (package, "kv_conformance.nodes") if name not in sys.modules]
     pytest.register_assert_rewrite(*rewritten)
     # Imported here: every run of pytest imports this module, and nearly none needs them.
-    from kv_core import BackendNotFound  # noqa: PLC0415
     from kv_conformance import plugin_fixtures  # noqa: PLC0415
     from kv_conformance.known import KnownFailuresError, read_known_failures  # noqa: PLC0415
     from kv_conformance.plugin_conduct import Conduct  # noqa: PLC0415
     from kv_conformance.plugin_recorder import Recorder  # noqa: PLC0415
     from kv_conformance.plugin_subject import look_at  # noqa: PLC0415
     from kv_conformance.results import Writer  # noqa: PLC0415
+    from kv_core import BackendNotFound  # noqa: PLC0415
 
     known_file = config.getoption("kv_known")
     try:

@@ -85,7 +85,9 @@ class Conduct:
     def _check(self, item: pytest.Item) -> Check:
         check = check_of(getattr(item, "function", None))
         if check is None:
-            raise pytest.UsageError(f"{item.nodeid} is in the conformance suite and is no check: give it an id with @check")
+            raise pytest.UsageError(
+                f"{item.nodeid} is in the conformance suite and is no check: give it an id with @check"
+            )
         return check
 
     # -- running ---------------------------------------------------------------------------------------------------
@@ -153,6 +155,8 @@ class Conduct:
             "notes": [str(one) for one in getattr(course.env, "notes", ())],
         }
         setattr(report, RESULT, record)
+        # An error holds the frames it came through, and all that is in them: not until the end of the run.
+        course.error = course.env = None
         report.user_properties += [("kv_outcome", final.outcome.value), ("kv_detail", final.detail)]
         if final.outcome is Outcome.STALE:
             return final
@@ -168,7 +172,9 @@ class Conduct:
         if call.excinfo is None or not call.excinfo.traceback:
             return ""
         entries = list(call.excinfo.traceback)
-        own = [entry for entry in entries if isinstance(entry.path, Path) and entry.path.parent.resolve() in self._folders]
+        own = [
+            entry for entry in entries if isinstance(entry.path, Path) and entry.path.parent.resolve() in self._folders
+        ]
         entry = (own or entries)[-1]
         return f"{Path(entry.path).name}:{entry.lineno + 1}"
 

@@ -8,10 +8,10 @@ from enum import Enum
 
 import pytest
 
-from kv_core import NotSupported
 from kv_conformance.catalog import Check
 from kv_conformance.outcomes import CheckTimeout, HarnessError, Outcome, Untestable
 from kv_conformance.plugin_subject import Subject
+from kv_core import NotSupported
 
 DETAIL_LINES = 4
 DETAIL_CHARACTERS = 600
@@ -73,7 +73,8 @@ def of_phase(
     if gated and check.requires is not None:
         name = check.requires.value
         return Result(
-            Outcome.FAILED, f"works, and the capability {name!r} is not declared: declare it, or refuse with NotSupported"
+            Outcome.FAILED,
+            f"works, and the capability {name!r} is not declared: declare it, or refuse with NotSupported",
         )
     never = [point for point in check.reaches if point not in set(reached)]
     if never:
@@ -92,7 +93,9 @@ def known_failure(result: Result, reason: str, link: str) -> Result:
         return Result(Outcome.KNOWN_FAILURE, f"{reason} ({link}). Seen now: {result.detail}")
     if result.outcome in (Outcome.PASSED, Outcome.REFUSED):
         how = "passed" if result.outcome is Outcome.PASSED else "was refused rightly"
-        return Result(Outcome.STALE, f"listed as a known failure ({reason}), and it {how}: remove its entry from the file")
+        return Result(
+            Outcome.STALE, f"listed as a known failure ({reason}), and it {how}: remove its entry from the file"
+        )
     return result
 
 
@@ -114,7 +117,8 @@ def _said(error: BaseException | None, *, gated: bool) -> Result | None:
         return Result(Outcome.HARNESS_ERROR, brief(str(error)) or "the check does not say why")
     if isinstance(error, _SKIPS):
         return Result(
-            Outcome.HARNESS_ERROR, f"skip is not an outcome: {brief(str(error))}. A check raises Untestable with the reason"
+            Outcome.HARNESS_ERROR,
+            f"skip is not an outcome: {brief(str(error))}. A check raises Untestable with the reason",
         )
     if gated and isinstance(error, NotSupported):
         return Result(Outcome.REFUSED, brief(str(error)))

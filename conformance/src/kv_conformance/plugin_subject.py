@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from kv_core import BackendInfo, BackendNotFound, Capability
 from kv_conformance.harness import GROUP, Harness
 from kv_conformance.outcomes import HarnessError
+from kv_core import BackendInfo, BackendNotFound, Capability
 
 PATIENCE_S = 30.0
 """The patience for which the checks' limits are meant; a harness with more gets longer limits."""
@@ -82,7 +82,7 @@ def look_at(backend: str) -> Subject:
 
 def load_harness(backend: str) -> Harness:
     """The harness that is installed for this backend, or the default one. Raises ``HarnessError``."""
-    found = list(dict.fromkeys(entry_points(group=GROUP, name=backend)))
+    found = list(entry_points(group=GROUP, name=backend))
     if not found:
         return Harness()
     if len(found) > 1:
@@ -111,7 +111,9 @@ def missing_here(harness: Harness) -> tuple[str, ...]:
         raise HarnessError(f"{where} raised {type(error).__name__}: {error}") from error
     sentences = answer if isinstance(answer, Sequence) and not isinstance(answer, str | bytes) else None
     if sentences is None or not all(isinstance(one, str) and one.strip() for one in sentences):
-        raise HarnessError(f"{where} returned {answer!r}: expected a sequence of sentences, empty if nothing is missing")
+        raise HarnessError(
+            f"{where} returned {answer!r}: expected a sequence of sentences, empty if nothing is missing"
+        )
     return tuple(" ".join(one.split()) for one in sentences)
 
 

@@ -74,7 +74,11 @@ def build(
 
 def _tested(tested: Mapping[str, Any], info: Mapping[str, Any], sets: RequirementSet) -> dict[str, Any]:
     """The backend as its record has it, else as the metadata of what is installed has it."""
-    backend = {"name": tested["backend"], **tested["installed"], **{k: v for k, v in info.items() if k != "capabilities"}}
+    backend = {
+        "name": tested["backend"],
+        **tested["installed"],
+        **{k: v for k, v in info.items() if k != "capabilities"},
+    }
     return {
         "suite": {"version": tested["suite"], "requirement_set": sets.name},
         "kv_core": tested["kv_core"],
@@ -92,6 +96,7 @@ def _entry(check: Check, sets: RequirementSet, ended: Ended | None, left_out: Ma
         "area": AREAS[check.area],
         "level": check.level.value,
         "requires": check.requires.value if check.requires else "",
+        "proves": check.proves.value if check.proves else "",
         "scored": check.id in sets.requirements,
         "outcome": ended.outcome.value,
         "detail": ended.detail,
@@ -105,15 +110,21 @@ def _entry(check: Check, sets: RequirementSet, ended: Ended | None, left_out: Ma
 
 def _scored(entry: Mapping[str, Any], left_out: Mapping[str, str]) -> Scored:
     return Scored(
-        entry["id"], Level(entry["level"]), Outcome(entry["outcome"]), entry["requires"], entry["scored"],
-        asked=entry["id"] not in left_out,
+        entry["id"], Level(entry["level"]), Outcome(entry["outcome"]), entry["requires"], entry["proves"],
+        entry["scored"], asked=entry["id"] not in left_out,
     )  # fmt: skip
 
 
 def _known(known: Mapping[str, KnownFailure], entries: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
     outcomes = {entry["id"]: entry["outcome"] for entry in entries}
     return [
-        {"id": check, "reason": entry.reason, "link": entry.link, "since": entry.since, "outcome": outcomes.get(check, "")}
+        {
+            "id": check,
+            "reason": entry.reason,
+            "link": entry.link,
+            "since": entry.since,
+            "outcome": outcomes.get(check, ""),
+        }
         for check, entry in known.items()
     ]
 

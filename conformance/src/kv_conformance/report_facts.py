@@ -65,8 +65,9 @@ def git_revision(folder: Path) -> str:
 
 def _git(folder: Path, *arguments: str) -> str:
     try:
-        done = subprocess.run(
-            ("git", *arguments), cwd=folder, capture_output=True, text=True, timeout=GIT_LIMIT_S, check=False,
+        done = subprocess.run(  # noqa: S603 - fixed arguments
+            ("git", *arguments),  # noqa: S607 - whichever is on the path
+            cwd=folder, capture_output=True, text=True, timeout=GIT_LIMIT_S, check=False,
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):

@@ -83,7 +83,7 @@ def set_of(package: str) -> RequirementSet:
     ``requirements.toml`` in it, or all that it has.
     """
     if package == SUITE:
-        return read_set(current_name())
+        return read_set(current_name(), FOLDER)
     checks = all_checks(package)
     folder = Path(str(sys.modules[package].__file__)).parent
     if (folder / "requirements.toml").exists():
@@ -111,7 +111,10 @@ def contradictions(sets: Sequence[RequirementSet], checks: Iterable[Check]) -> l
     suite = as_requirements(checks)
     for position, old in enumerate(sets):
         for later in sets[position + 1 :]:
-            found += [f"{check} of set {old.name} is not in set {later.name}" for check in old.requirements.keys() - later.requirements.keys()]
+            found += [
+                f"{check} of set {old.name} is not in set {later.name}"
+                for check in old.requirements.keys() - later.requirements.keys()
+            ]
         for check, was in old.requirements.items():
             now = suite.get(check)
             if now is None:
@@ -128,7 +131,9 @@ def contradictions(sets: Sequence[RequirementSet], checks: Iterable[Check]) -> l
 def write_set(checks: Sequence[Check], name: str, of_version: str, folder: Path = FOLDER) -> Path:
     """Write the set of the coming version. Raises ``RequirementsError`` for any other one."""
     if name != ".".join(of_version.split(".")[:2]):
-        raise RequirementsError(f"set {name} belongs to another version than {of_version}: a released set stays as it is")
+        raise RequirementsError(
+            f"set {name} belongs to another version than {of_version}: a released set stays as it is"
+        )
     if not re.fullmatch(rf"{re.escape(name)}\.0(?!\d).*", of_version):
         raise RequirementsError(
             f"set {name} was released with {name}.0, and this is {of_version}: new checks are not scored before the next "

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kv_conformance.catalog import Check
 from kv_conformance.outcomes import Outcome
 
 KINDS = ("session", "begun", "ended", "died", "finished")
@@ -91,8 +92,8 @@ class Results:
     open: dict[str, str] = field(default_factory=dict)
     finished: bool = False
 
-    def take(self, record: dict[str, Any], node_to_check: dict[str, str]) -> str:
-        """Take in one record; the id of the check that it ended, or "". ``node_to_check``: by ``node_key``."""
+    def take(self, record: dict[str, Any], ids: Mapping[str, str]) -> str:
+        """Take in one record; the id of the check that it ended, or "". ``ids``: of the checks, by ``key_of``."""
         kind = record["kind"]
         if kind == "session":
             self.subject = record["subject"]
@@ -100,7 +101,7 @@ class Results:
             self.finished = True
         else:
             node = str(record["node"])
-            check = record.get("check") or node_to_check.get(node_key(node), "")
+            check = record.get("check") or ids.get(key_of(node), "")
             if not check:
                 return ""  # somebody's test that is no check
             if kind == "begun":
@@ -119,10 +120,15 @@ class Results:
         return ""
 
 
-def node_key(node: str) -> str:
+def key_of(node: str) -> str:
     """What of a node id stays the same wherever the suite is installed: the module's and the function's name."""
     path, _, name = node.partition("::")
-    return f"{Path(path).stem}:{name.rpartition('::')[2]}"
+    return f"{Path(path).stem}:{name}"
+
+
+def ids_of(checks: Iterable[Check]) -> dict[str, str]:
+    """The ids of checks by their ``key_of``."""
+    return {check.where.rpartition(".")[2]: check.id for check in checks}
 
 
 def _ended(record: dict[str, Any]) -> Ended:

@@ -20,6 +20,7 @@ class Scored:
     level: Level
     outcome: Outcome
     requires: str = ""
+    proves: str = ""
     scored: bool = True
     asked: bool = True
 
@@ -28,7 +29,7 @@ class Scored:
 class Judgement:
     """The verdict with a sentence for each reason, and what it follows from.
 
-    proven: declared capabilities of which every scored MUST check passed. refused: undeclared ones of which every one was
+    proven: declared capabilities of which every scored MUST check, that requires or proves them, passed. refused: undeclared ones of which every one was
     refused. not_verified: scored checks that say nothing. deviations: SHOULD checks that failed.
     """
 
@@ -45,11 +46,15 @@ def judge(checks: Sequence[Scored], claimed: Iterable[str], troubles: Sequence[s
     scored = [check for check in checks if check.scored]
     must = [check for check in scored if check.level is Level.MUST]
     declared = sorted(set(claimed))
-    proven = [name for name in declared if _all_are(Outcome.PASSED, name, must)]
+    proven = [
+        name for name in declared if _all_are(Outcome.PASSED, [c for c in must if name in (c.requires, c.proves)])
+    ]
     others = sorted({check.requires for check in must if check.requires} - set(declared))
-    refused = [name for name in others if _all_are(Outcome.REFUSED, name, must)]
+    refused = [name for name in others if _all_are(Outcome.REFUSED, [c for c in must if c.requires == name])]
 
-    def ids(of: Sequence[Scored], *outcomes: Outcome, when: Callable[[Scored], bool] = lambda check: True) -> list[str]:
+    def ids(
+        of: Sequence[Scored], *outcomes: Outcome, when: Callable[[Scored], bool] = lambda _check: True
+    ) -> list[str]:
         return [check.id for check in of if check.outcome in outcomes and when(check)]
 
     failed = _sentences(
@@ -78,7 +83,7 @@ def judge(checks: Sequence[Scored], claimed: Iterable[str], troubles: Sequence[s
         else Verdict.CONFORMANT
     )  # fmt: skip
     return Judgement(
-        verdict, tuple([*failed, *unknown, *partial]), tuple(proven), tuple(refused),
+        verdict, (*failed, *unknown, *partial), tuple(proven), tuple(refused),
         tuple(ids(scored, Outcome.UNTESTABLE, Outcome.NOT_RUN)),
         tuple(check.id for check in scored if check.level is Level.SHOULD and check.outcome in _DEVIATIONS),
     )  # fmt: skip
@@ -93,9 +98,8 @@ def shortened(ids: Sequence[str]) -> str:
     return ", ".join(ids[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _all_are(outcome: Outcome, capability: str, must: Sequence[Scored]) -> bool:
-    own = [check.outcome for check in must if check.requires == capability]
-    return bool(own) and all(one is outcome for one in own)
+def _all_are(outcome: Outcome, checks: Sequence[Scored]) -> bool:
+    return bool(checks) and all(check.outcome is outcome for check in checks)
 
 
 def _sentences(*groups: tuple[str, list[str]]) -> list[str]:

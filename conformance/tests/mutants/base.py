@@ -46,8 +46,9 @@ class Mutant:
     """One broken backend.
 
     breaks: the broken promise, a sentence. caught_by: the check that must fail. like: the reference whose outcomes it has
-    where it is not broken. plugin: text of the plugin's module. metadata: what differs from the distribution's usual entry points.
-    sometimes: checks that may or may not fail, each with the reason.
+    where it is not broken. plugin: text of the plugin's module.
+    sometimes: checks that may or may not fail, each with the reason. where: the module that has it. rivals: whether a
+    second distribution offers the same name.
     """
 
     name: str
@@ -57,6 +58,8 @@ class Mutant:
     like: str = REFERENCE
     plugin: str = PLUGIN
     sometimes: Mapping[str, str] = field(default_factory=dict)
+    where: str = ""
+    rivals: bool = False
 
     @property
     def is_reference(self) -> bool:
@@ -78,7 +81,7 @@ def info(name: str, capabilities: Iterable[Capability] = FAKE) -> BackendInfo:
 
 def mutant(
     name: str, caught_by: str, *, like: str = REFERENCE, also: Iterable[Capability] = (),
-    without: Iterable[Capability] = (), sometimes: Mapping[str, str] | None = None, plugin: str = PLUGIN,
+    without: Iterable[Capability] = (), sometimes: Mapping[str, str] | None = None, rivals: bool = False,
 ) -> Callable[[_Class], _Class]:  # fmt: skip
     """Make a class a mutant, whose docstring is the broken promise: a transport, or a sender, receiver or manager on top of the
     reference's transport. A class that is none of these has them as attributes (``transport``, ``sender``, ...).
@@ -96,7 +99,8 @@ def mutant(
                 parts.get("manager"), parts.get("sender"), parts.get("receiver"),
             )  # fmt: skip
 
-        _add(Mutant(name, _said(kind), caught_by, record, like, plugin, dict(sometimes or {})))
+        where = kind.__module__.rpartition(".")[2]
+        _add(Mutant(name, _said(kind), caught_by, record, like, PLUGIN, dict(sometimes or {}), where, rivals))
         return kind
 
     return register
@@ -108,7 +112,8 @@ def record_mutant(
     """Make a function that returns a record a mutant; it is given the mutant's name."""
 
     def register(build: _Build) -> _Build:
-        _add(Mutant(name, _said(build), caught_by, lambda: build(name), like, plugin))
+        where = build.__module__.rpartition(".")[2]
+        _add(Mutant(name, _said(build), caught_by, lambda: build(name), like, plugin, where=where))
         return build
 
     return register
@@ -116,7 +121,7 @@ def record_mutant(
 
 def text_mutant(name: str, caught_by: str, breaks: str, plugin: str) -> None:
     """A mutant that is broken in its plugin's own text."""
-    _add(Mutant(name, breaks, caught_by, MUTANTS[REFERENCE].record, REFERENCE, plugin))
+    _add(Mutant(name, breaks, caught_by, lambda: BackendRecord(info(name), FakeTransport), REFERENCE, plugin, where="naming"))
 
 
 def record_of(name: str) -> BackendRecord:

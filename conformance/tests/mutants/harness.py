@@ -9,7 +9,7 @@ from kv_conformance.harness import Fault, Harness, Setting
 class MutantHarness(Harness):
     """See ``Harness``."""
 
-    patience_s = 4.0
+    patience_s = 8.0
 
     def setting(self, role: Role, fault: Fault | None = None) -> Setting | None:
         """See ``Harness``: the fault script refuses the second region."""

@@ -15,18 +15,22 @@ PACKAGE = "conformance.tests.mutants"
 
 def install(mutant: Mutant, folder: Path) -> None:
     """Write the plugin's module and its distribution's metadata into an empty folder."""
-    metadata = folder / f"{DISTRIBUTION.replace('-', '_')}-{VERSION}.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {DISTRIBUTION}\nVersion: {VERSION}\nRequires-Dist: kv-core>=0.1.0,<0.2\n",
-        encoding="utf-8",
-    )
-    (metadata / "entry_points.txt").write_text(
-        f"[kv_core.backends]\n{mutant.name} = {MODULE}\n\n[kv_core.conformance]\n{mutant.name} = {HARNESS}\n",
-        encoding="utf-8",
-    )
+    backend = f"[kv_core.backends]\n{mutant.name} = {MODULE}\n"
+    _metadata(folder, DISTRIBUTION, f"{backend}\n[kv_core.conformance]\n{mutant.name} = {HARNESS}\n")
+    if mutant.rivals:
+        _metadata(folder, f"{DISTRIBUTION}-rival", backend)
     text = mutant.plugin.replace("{package}", PACKAGE).replace("{name!r}", repr(mutant.name))
     (folder / f"{MODULE}.py").write_text(text, encoding="utf-8")
+
+
+def _metadata(folder: Path, distribution: str, entry_points: str) -> None:
+    metadata = folder / f"{distribution.replace('-', '_')}-{VERSION}.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {VERSION}\nRequires-Dist: kv-core>=0.1.0,<0.2\n",
+        encoding="utf-8",
+    )
+    (metadata / "entry_points.txt").write_text(entry_points, encoding="utf-8")
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kv_core import Region, TransportError
+from kv_core import MemoryKind, Region, RegistrationError, TransportError
 from kv_core.contract.transport import PeerKey, TransferPlan
 from kv_nixl.peers import Descriptor
 from plugins.kv_nixl.tests.nixl_ends import FABRICS, POISON, End, RemoteEnd, states, wait_until
@@ -255,6 +255,26 @@ def test_a_range_registered_twice_stays_until_it_is_deregistered_twice(fabric):
             source.transport.prepare(
                 PeerKey(target.name, 1), source.transport._prepared[PeerKey(target.name, 1)][0].plan
             )
+
+
+def test_the_region_that_nixl_refused_is_named_and_the_others_are_taken_back(fabric):
+    with End() as source, RemoteEnd() as target, End(seed=None) as other:
+        regions = source.layout.regions()
+        fresh = [Region(50 + n, regions[0].address + 64 * n, 64) for n in range(2)]
+        with pytest.raises(RegistrationError, match="region 1 of pool 'kv', 64 bytes of cuda memory") as caught:
+            source.transport.register_memory(
+                [fresh[0], replace(fresh[1], kind=MemoryKind.CUDA, device_id=99), fresh[1]]
+            )
+        assert caught.value.region == 1
+        assert states(source.finish(source.write(source.meet(target), [0], [0]))) == ["done"]
+        other.meet(source)  # an empty section in the metadata, and it could not
+        source.transport.deregister_memory(regions)
+        other.transport.add_peer(PeerKey(source.transport.context.instance_id, 2), source.transport.local_descriptor())
+        with pytest.raises(source.transport._engine.errors):
+            source.transport._agent.prepXferDlist(
+                source.transport._engine.lib.NIXL_INIT_AGENT, source.transport._engine.segments[MemoryKind.HOST],
+                np.array([[fresh[0].address, 64, 0, 64, 1]], np.uint64), [],
+            )  # fmt: skip
 
 
 def test_deregistered_memory_is_still_written_as_the_readme_says(fabric):

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from kv_core import BackendRecord, BootstrapServer, Capability, Direction, Role
-from kv_core.registry import read_record
 from kv_conformance.catalog import Check
 from kv_conformance.harness import Fault, Harness, Setting
 from kv_conformance.nodes.face import FaceNode, Pair
@@ -21,6 +19,8 @@ from kv_conformance.nodes.process import NodeError, Process, prepare
 from kv_conformance.nodes.wire import WireNode
 from kv_conformance.nodes.wire_server import WireOrder, WireServer
 from kv_conformance.outcomes import Untestable
+from kv_core import BackendRecord, BootstrapServer, Capability, Direction, Role
+from kv_core.registry import read_record
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -99,12 +99,14 @@ class Env:
     def face(
         self, role: Role, shape: Shape | None = None, *, fault: Fault | None = None, config: Mapping[str, Any] | None = None,
         args: Mapping[str, Any] | None = None, observed: bool = False, bootstrap: int | None = None,
-        name: str | None = None, memory: Memory | None = None, wait: bool = True,
+        observer: Callable[[FaceServer], object] | None = None, name: str | None = None, memory: Memory | None = None,
+        wait: bool = True,
     ) -> FaceNode:  # fmt: skip
         """A process with a manager. Its memory is random for prefill and poisoned for decode, unless it is given.
 
         config, args: what differs from the defaults in ``TransferConfig`` and ``KVArgs``. fault: that it can be made.
         bootstrap: a bootstrap server of its own at this port (0: any) instead of the check's. observed: keep the events.
+        observer: see ``FaceOrder``.
         wait: otherwise ``node.process.started()`` has to be called.
         """
         setting = self.setting(role, fault)
@@ -113,7 +115,15 @@ class Env:
         if role is Role.PREFILL and bootstrap is None:
             settings.setdefault("bootstrap_addr", self.addr)
         order = FaceOrder(
-            self.backend, role, memory.shape, memory.ticket, settings, dict(args or {}), observed, bootstrap
+            self.backend,
+            role,
+            memory.shape,
+            memory.ticket,
+            settings,
+            dict(args or {}),
+            observed,
+            bootstrap,
+            observer,
         )
         process = self._process(name or role.value, FaceServer, order, setting)
         return self._add(FaceNode(process, memory, self.patience_s), wait)
@@ -133,11 +143,14 @@ class Env:
 
     def wire(
         self, role: Role, shape: Shape | None = None, *, fault: Fault | None = None, config: Mapping[str, Any] | None = None,
-        direction: Direction = Direction.WRITE, register: bool = True, name: str | None = None, wait: bool = True,
+        direction: Direction = Direction.WRITE, register: bool = True, name: str | None = None,
+        memory: Memory | None = None, wait: bool = True,
     ) -> WireNode:  # fmt: skip
-        """A process with a transport and nothing else. Its memory is random for prefill and poisoned for decode."""
+        """A process with a transport and nothing else. Its memory is random for prefill and poisoned for decode, unless it is
+        given.
+        """
         setting = self.setting(role, fault)
-        memory = self._memory(role, shape or Shape())
+        memory = memory or self._memory(role, shape or Shape())
         settings = {"options": dict(setting.options), **(config or {})}
         order = WireOrder(self.backend, role, memory.shape, memory.ticket, settings, direction, register)
         process = self._process(name or role.value, WireServer, order, setting)

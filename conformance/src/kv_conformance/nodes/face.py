@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kv_core import Failure, KVPoll, KVTransferMetric, PeerEvent, RoomEvent
 from kv_conformance.nodes.face_server import Look
 from kv_conformance.nodes.memory import Image, Memory
 from kv_conformance.nodes.process import Process
+from kv_core import Failure, KVPoll, KVTransferMetric, PeerEvent, RoomEvent
 
 ENDED = (KVPoll.Failed, KVPoll.Success)
 LASTING = frozenset({
@@ -88,9 +88,23 @@ class FaceNode:
         """
         return self.process.ask("call", function, *args, limit_s=limit_s)
 
+    def begin(self, function: Callable[..., Any], *args: Any) -> None:
+        """As ``call``, without waiting: ``finish`` must follow before anything else is asked of this node. A node that is
+        frozen begins when it is thawed.
+        """
+        self.process.tell("call", function, *args)
+
+    def finish(self, limit_s: float | None = None) -> Any:
+        """What the function of ``begin`` returned."""
+        return self.process.answer("call", limit_s)
+
     def close(self) -> None:
         """Close the manager; the process lives on."""
         self.process.ask("close")
+
+    def reopen(self) -> None:
+        """A new manager, of the same order, in the place of one that was closed; rooms of the old one are forgotten."""
+        self.process.ask("reopen")
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -169,7 +183,9 @@ class Room:
     def failed(self, limit_s: float | None = None) -> Failure:
         """Wait until it has failed, which it must; why."""
         look = self.until(KVPoll.Failed, KVPoll.Success, limit_s=limit_s)
-        assert look.state is KVPoll.Failed, f"room {self.room} at {self.node.process.name} succeeded, expected a failure"
+        assert look.state is KVPoll.Failed, (
+            f"room {self.room} at {self.node.process.name} succeeded, expected a failure"
+        )
         assert look.failure is not None, f"room {self.room} at {self.node.process.name} has failed without a failure()"
         return look.failure
 
@@ -269,6 +285,6 @@ def _unrest(snapshot: Mapping[str, Any]) -> list[str]:
             continue
         if isinstance(value, Mapping):
             found += [f"{name}.{text}" for text in _unrest(value)]
-        elif (any(value) if isinstance(value, (list, tuple)) else value):
+        elif any(value) if isinstance(value, (list, tuple)) else value:
             found.append(f"{name}={value}")
     return found

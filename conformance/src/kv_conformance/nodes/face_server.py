@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from time import monotonic, sleep
 from typing import Any
 
+from kv_conformance.nodes.memory import Memory, Shape
 from kv_core import (
+    BaseKVManager,
     BaseKVReceiver,
     BaseKVSender,
     BootstrapServer,
@@ -21,7 +23,6 @@ from kv_core import (
     TransferConfig,
     load_backend,
 )
-from kv_conformance.nodes.memory import Memory, Shape
 
 PAUSE_S = 0.0005
 
@@ -31,6 +32,8 @@ class FaceOrder:
     """How a node with a manager is to be made. ``config``: arguments of ``TransferConfig``; ``args``: of ``KVArgs``.
 
     observed: whether to keep the events. bootstrap: whether to run a bootstrap server in the node, at this port (0: any).
+    observer: makes one more observer, told before the one that keeps the events; a function at the top of a module of the
+    suite, called with the ``FaceServer`` before there is a manager.
     """
 
     backend: str
@@ -41,6 +44,7 @@ class FaceOrder:
     args: Mapping[str, Any] = field(default_factory=dict)
     observed: bool = False
     bootstrap: int | None = None
+    observer: Callable[[FaceServer], object] | None = None
 
 
 class Recorder:
@@ -78,19 +82,31 @@ class FaceServer:
         self.memory = Memory(order.shape, opened=order.memory)
         self.recorder = Recorder()
         self.server = None if order.bootstrap is None else BootstrapServer(host="127.0.0.1", port=order.bootstrap)
-        config = dict(order.config)
-        if self.server is not None:
-            config.setdefault("bootstrap_addr", self.server.address)
-        observers = [self.recorder] if order.observed else []
+        self.observers: list[object] = [] if order.observer is None else [order.observer(self)]
+        if order.observed:
+            self.observers.append(self.recorder)
+        self.handles: dict[int, BaseKVSender | BaseKVReceiver] = {}
         try:
-            self.manager = load_backend(order.backend).create_manager(
-                order.role, self.memory.args(**order.args), TransferConfig(**config), observers=observers
-            )
+            self.manager = self.create()
         except BaseException:
             if self.server is not None:
                 self.server.close()
             raise
-        self.handles: dict[int, BaseKVSender | BaseKVReceiver] = {}
+
+    def create(self, memory: Memory | None = None, **config: Any) -> BaseKVManager:
+        """A manager as it was ordered; memory: over this one instead; config: what differs in ``TransferConfig``."""
+        settings = {**self.order.config, **config}
+        if self.server is not None:
+            settings.setdefault("bootstrap_addr", self.server.address)
+        args = (memory or self.memory).args(**self.order.args)
+        return load_backend(self.order.backend).create_manager(
+            self.order.role, args, TransferConfig(**settings), observers=self.observers
+        )
+
+    def reopen(self) -> None:
+        """Put a new manager in the place of one that was closed, and forget the handles."""
+        self.handles.clear()
+        self.manager = self.create()
 
     def bootstrap_addr(self) -> str | None:
         """Address of this node's bootstrap server."""

@@ -19,10 +19,10 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-from kv_core import KVCoreError
-from kv_core.registry.source import BACKENDS, scan
 from kv_conformance.nodes.preload import VARIABLE
 from kv_conformance.outcomes import HarnessError
+from kv_core import KVCoreError
+from kv_core.registry.source import BACKENDS, scan
 
 START_S = 60.0
 _PR_SET_PDEATHSIG = 1
@@ -53,6 +53,7 @@ class Process:
         self.name = name
         self.patience_s = patience_s
         self.frozen = False
+        self._overdue = ""  # what it has not answered in time
         context = get_context("forkserver")
         handle, log = tempfile.mkstemp(prefix=f"kv-conformance-{name}-", suffix=".log")
         os.close(handle)
@@ -81,6 +82,8 @@ class Process:
 
     def tell(self, method: str, *args: Any, **named: Any) -> None:
         """As ``ask``, without waiting: ``answer`` must follow before the next request."""
+        if self._overdue:
+            raise NodeError(f"{self.name} has not come back from {self._overdue}() yet, so {method}() can't be asked")
         try:
             self._pipe.send((method, args, named))
         except (BrokenPipeError, ConnectionResetError):
@@ -94,8 +97,10 @@ class Process:
             if self._pipe not in ready and not self._pipe.poll():
                 if ready:
                     raise self._died(method)
+                self._overdue = method
                 raise NodeError(f"{self.name} did not come back from {method}() within {limit:.0f} s. {self.stacks()}")
             good, value = self._pipe.recv()
+            self._overdue = ""
         except (EOFError, ConnectionResetError):
             raise self._died(method) from None
         if good:

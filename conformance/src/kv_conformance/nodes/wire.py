@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kv_core import Region, TransferState
-from kv_core.layout import MemoryLayout
 from kv_conformance.nodes.memory import Memory
 from kv_conformance.nodes.process import Process
 from kv_conformance.nodes.wire_server import Introduction, Pairs, Record
+from kv_core import Region, TransferState
+from kv_core.layout import MemoryLayout
 
 
 class Road(NamedTuple):

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kv_conformance.nodes.memory import Memory, Shape
 from kv_core import Direction, Region, Role, ThreadingModel, TransferConfig, TransferState, TransportError, load_backend
 from kv_core.contract.memory import regions_of
 from kv_core.contract.transport import PeerKey, Prepared, Transfer, TransferProgress, Transport, TransportContext
 from kv_core.layout import MemoryLayout, make_batch, plan_transfer
-from kv_conformance.nodes.memory import Memory, Shape
 
 WAIT_S = 0.2
 """How long the owner thread sleeps in ``wait`` while it is asked nothing: a request wakes it."""
@@ -188,6 +188,7 @@ class WireServer:
         if self.blocking:
             line = self._lines.setdefault(plan.peer.name, ThreadPoolExecutor(1, f"post-{plan.peer.name[:6]}"))
             self._submitting[number] = line.submit(self.transport.submit, plan, batch)
+            self._submitting[number].add_done_callback(lambda _: self.transport.wake())  # as core does it
             return number
         try:
             self.transfers[number] = self.transport.submit(plan, batch)

@@ -198,8 +198,8 @@ class Transport(ABC):
     Every method may raise ``TransportError`` (or one of its kin) and nothing else on purpose; anything else that
     escapes is taken as a ``TransportError`` that is not quiescent.
 
-    The constructor raises ``InvalidConfig`` for an option that it does not know, before it loads the engine, and, if the
-    backend does not declare READ, ``NotSupported("reading from a peer (pull)", "read")`` for ``Direction.READ``.
+    Before it loads the engine the constructor raises ``InvalidConfig`` for an option that it does not know, and ``NotSupported``
+    for a direction that the backend does not declare: ``NotSupported("reading from a peer (pull)", "read")``.
     """
 
     threading: ClassVar[ThreadingModel] = ThreadingModel.OWNER

@@ -27,6 +27,7 @@ class RegisteredMemory:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._counts: Counter[Key] = Counter()
+        self._stained: set[Any] = set()  # segments of which a registration has failed
 
     def register(self, regions: Sequence[Region]) -> None:
         """All or none. Raises ``RegistrationError``."""
@@ -38,8 +39,9 @@ class RegisteredMemory:
                 self._call(self._engine.agent.registerMem, group)
                 done.append(group)
         except self._engine.errors as error:
-            for group in done:
-                self._call(self._engine.agent.deregisterMem, group)
+            self._stained.add(self._engine.segments[group[0][0]])
+            for taken in done:
+                self._call(self._engine.agent.deregisterMem, taken)
             position = keys.index(self._first_bad(group))
             kind, device, address, nbytes = keys[position]
             raise RegistrationError(
@@ -63,6 +65,19 @@ class RegisteredMemory:
         for group in _groups(gone):
             self._call(self._engine.agent.deregisterMem, group)
 
+    def metadata(self) -> bytes:
+        """The agent's metadata, for peers. NIXL leaves an empty section for a segment whose first registration failed, and a
+        peer that tries to load such metadata can't load any of this agent any more: then only what is registered is told.
+        """
+        agent, segments = self._engine.agent, self._engine.segments
+        present = {segments[key[0]] for key in self._counts}
+        if self._stained <= present:
+            return bytes(agent.getLocalMD())
+        rows = self._rows(self._counts)  # all of one segment, for there are two, and the stained one is empty
+        return bytes(
+            agent.getLocalPartialMD(self._engine.lib.nixlRegDList(next(iter(present or self._stained)), rows), True, [])
+        )
+
     def clear(self) -> None:
         """Deregister everything."""
         gone, self._counts = list(self._counts), Counter()
@@ -71,8 +86,11 @@ class RegisteredMemory:
 
     def _call(self, method: Any, group: Sequence[Key]) -> None:
         segment = self._engine.segments[group[0][0]]
-        rows = table(((address, nbytes, device) for _, device, address, nbytes in group), 3)
-        method(self._engine.lib.nixlRegDList(segment, rows), [])
+        method(self._engine.lib.nixlRegDList(segment, self._rows(group)), [])
+
+    @staticmethod
+    def _rows(keys: Iterable[Key]) -> U64:
+        return table(((address, nbytes, device) for _, device, address, nbytes in keys), 3)
 
     def _first_bad(self, group: Sequence[Key]) -> Key:
         """NIXL does not say which one it did not take."""

@@ -127,7 +127,7 @@ class NixlTransport(Transport):
 
     def local_descriptor(self) -> bytes:
         """See ``Transport``."""
-        metadata = self._agent.getLocalMD()
+        metadata = self._memory.metadata()
         self._named = starts_with_name(metadata, self.context.instance_id)
         return Descriptor(self._options.backend, self._place, metadata).pack()
 

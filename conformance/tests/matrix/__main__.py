@@ -1,0 +1,140 @@
+"""``python -m conformance.tests.matrix``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from time import monotonic
+
+from conformance.tests.matrix.comparing import (
+    Map,
+    changes,
+    faults,
+    read_recorded,
+    reference_faults,
+    uncovered,
+    write_recorded,
+)
+from conformance.tests.matrix.pages import page
+from conformance.tests.matrix.running import Ran, RunError, run
+from conformance.tests.mutants import MUTANTS, Mutant
+from kv_conformance.catalog import Check, Level, all_checks
+
+
+class Session:
+    """One session of the matrix: references first, then mutants."""
+
+    def __init__(self, checks: Sequence[Check], asked: argparse.Namespace) -> None:
+        self.checks = checks
+        self.asked = asked
+        self.gates = {check.id: check.gate for check in checks}
+        self.recorded = read_recorded()
+        self.references: dict[str, Ran] = {}
+        self.maps: dict[str, Map] = {}
+        self.troubles: list[str] = []
+        self.begin = monotonic()
+
+    def main(self) -> int:
+        """Run everything; the exit status."""
+        mutants = [one for one in MUTANTS.values() if not self.asked.only or one.name in self.asked.only]
+        unknown = set(self.asked.only) - set(MUTANTS)
+        if unknown:
+            self.say(f"no mutant is named {', '.join(sorted(unknown))}")
+            return 2
+        broken = [one for one in mutants if not one.is_reference]
+        strange = [f"{one.name}: there is no check {one.caught_by}" for one in broken if one.caught_by not in self.gates]
+        if strange:
+            self.say("\n".join(strange))
+            return 2
+        likes = {one.like for one in broken} | {one.name for one in mutants if one.is_reference}
+        self.each([MUTANTS[name] for name in likes], self.reference)
+        if self.troubles:
+            self.say("a reference is not all green: nothing that is compared with it would mean anything")
+            return 1
+        self.each(broken, self.mutant)
+        if not self.asked.only:
+            self.cover()
+        self.write()
+        self.say(f"{len(broken)} mutants, {len(self.troubles)} troubles, {monotonic() - self.begin:.0f} s")
+        return 1 if self.troubles else 0
+
+    def each(self, mutants: Sequence[Mutant], one: Callable[[Mutant], str]) -> None:
+        """Several at a time, with a line for each."""
+        with ThreadPoolExecutor(self.asked.jobs) as pool:
+            running = {pool.submit(one, mutant): mutant for mutant in mutants}
+            for number, done in enumerate(as_completed(running), 1):
+                name = running[done].name
+                try:
+                    text = done.result()
+                except RunError as error:
+                    text = str(error)
+                    self.troubles.append(text)
+                self.say(f"[{number}/{len(mutants)} {monotonic() - self.begin:5.0f} s] {name:34} {text}")
+
+    def reference(self, mutant: Mutant) -> str:
+        """Run all checks against a reference."""
+        ran = run(mutant, seed=self.asked.seed)
+        bad = reference_faults(ran)
+        self.troubles += bad
+        self.references[mutant.name] = ran
+        return f"{ran.seconds:5.1f} s  " + ("\n".join(["", *bad]) if bad else f"all {len(ran.outcomes)} green")
+
+    def mutant(self, mutant: Mutant) -> str:
+        """Run a mutant and compare."""
+        named = mutant.caught_by
+        only = () if self.asked.whole else (named.rpartition("-")[0],)
+        ran = run(mutant, gate=self.gates[named], only=only, seed=self.asked.seed)
+        reference = self.references[mutant.like]
+        seen = changes(ran, reference)
+        before = self.recorded.get(mutant.name, {})
+        others = {check: outcome for check, outcome in before.items() if check in self.gates and check not in ran.outcomes}
+        self.maps[mutant.name] = others | {c: outcome for c, outcome in seen.items() if c not in mutant.sometimes}
+        recorded = None if self.asked.write else before
+        bad = faults(mutant, ran, reference, recorded)
+        self.troubles += [f"{mutant.name}: {text}" for text in bad]
+        also = [check for check in seen if check != mutant.caught_by]
+        if bad:
+            return f"{ran.seconds:5.1f} s  " + "\n".join(["", *(f"    {text}" for text in bad), f"    also {also}"])
+        return f"{ran.seconds:5.1f} s  caught by {mutant.caught_by}{f' and {len(also)} others' if also else ''}"
+
+    def cover(self) -> None:
+        """Is there a mutant for each check?"""
+        musts = [check.id for check in self.checks if check.level is Level.MUST]
+        for check in uncovered(musts, self.maps, MUTANTS):
+            self.troubles.append(f"no mutant fails {check}")
+            self.say(self.troubles[-1])
+
+    def write(self) -> None:
+        """Record the maps, and make the page, where it was asked for."""
+        maps = {name: self.maps.get(name, self.recorded.get(name, {})) for name in MUTANTS if not MUTANTS[name].is_reference}
+        maps = {name: one for name, one in maps.items() if one}
+        if self.asked.write:
+            write_recorded(maps, [check.id for check in self.checks])
+        if self.asked.markdown:
+            self.asked.markdown.write_text(page(list(MUTANTS.values()), maps, self.checks), encoding="utf-8")
+
+    @staticmethod
+    def say(text: str) -> None:
+        """A line for whoever watches."""
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m conformance.tests.matrix", description=__doc__)
+    add = parser.add_argument
+    add("--only", action="append", default=[], metavar="NAME", help="only this mutant; may be given again")
+    add("--write", action="store_true", help="record what is seen in mutants/expected.toml")
+    add("--jobs", type=int, default=2, help="mutants at a time (2)")
+    add("--whole", action="store_true", help="every check for each mutant, and not those of the named check's area (an hour)")
+    add("--seed", type=int, default=0, help="the suite's seed (0)")
+    add("--markdown", type=Path, metavar="FILE", help="write the page")
+    return Session(all_checks(), parser.parse_args(arguments)).main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
