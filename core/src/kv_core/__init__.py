@@ -57,6 +57,25 @@ from kv_core.contract.records import (
 )
 
 if TYPE_CHECKING:
+    from kv_core.events import (
+        AllBlocksCleared,
+        BlockRemoved,
+        BlockStored,
+        EventPublisher,
+        EventPublisherFactory,
+        KVEventBatch,
+        KvMetrics,
+        NullEventPublisher,
+        SchedulerKvEventsPublisher,
+        ZmqEventPublisher,
+    )
+    from kv_core.observe import (
+        MetricsServer,
+        PrometheusMetrics,
+        RequestTimeStats,
+        SGLangMetrics,
+        duration_between,
+    )
     from kv_core.registry import Backend, list_backends, load_backend
     from kv_core.runtime import (
         AuxDataCodec,
@@ -70,6 +89,16 @@ if TYPE_CHECKING:
 __version__ = version("kv-core")
 
 _LAZY = {
+    "AllBlocksCleared": "kv_core.events",
+    "BlockRemoved": "kv_core.events",
+    "BlockStored": "kv_core.events",
+    "EventPublisher": "kv_core.events",
+    "EventPublisherFactory": "kv_core.events",
+    "KVEventBatch": "kv_core.events",
+    "KvMetrics": "kv_core.events",
+    "NullEventPublisher": "kv_core.events",
+    "SchedulerKvEventsPublisher": "kv_core.events",
+    "ZmqEventPublisher": "kv_core.events",
     "Backend": "kv_core.registry",
     "list_backends": "kv_core.registry",
     "load_backend": "kv_core.registry",
@@ -78,7 +107,12 @@ _LAZY = {
     "CommonKVManager": "kv_core.runtime",
     "CommonKVReceiver": "kv_core.runtime",
     "CommonKVSender": "kv_core.runtime",
+    "MetricsServer": "kv_core.observe",
+    "PrometheusMetrics": "kv_core.observe",
+    "RequestTimeStats": "kv_core.observe",
+    "SGLangMetrics": "kv_core.observe",
     "TransferKVChunk": "kv_core.runtime",
+    "duration_between": "kv_core.observe",
 }
 
 
@@ -95,6 +129,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "FAKE_BOOTSTRAP_HOST",
     "KV_CORE_API",
+    "AllBlocksCleared",
     "AuxDataCodec",
     "Backend",
     "BackendError",
@@ -105,6 +140,8 @@ __all__ = [
     "BaseKVManager",
     "BaseKVReceiver",
     "BaseKVSender",
+    "BlockRemoved",
+    "BlockStored",
     "BootstrapError",
     "BootstrapServer",
     "Buffer",
@@ -114,6 +151,8 @@ __all__ = [
     "CommonKVSender",
     "DigestMode",
     "Direction",
+    "EventPublisher",
+    "EventPublisherFactory",
     "Failure",
     "FailureCode",
     "FailureStage",
@@ -121,22 +160,30 @@ __all__ = [
     "InvalidConfig",
     "KVArgs",
     "KVCoreError",
+    "KVEventBatch",
     "KVPoll",
     "KVTransferError",
     "KVTransferMetric",
+    "KvMetrics",
     "Liveness",
     "ManagerClosed",
     "MemoryKind",
     "MessageError",
+    "MetricsServer",
     "NotPicklable",
     "NotSupported",
+    "NullEventPublisher",
     "PeerEvent",
     "Pool",
+    "PrometheusMetrics",
     "Region",
     "RegistrationError",
+    "RequestTimeStats",
     "Role",
     "RoomEvent",
     "RoomEventKind",
+    "SGLangMetrics",
+    "SchedulerKvEventsPublisher",
     "Side",
     "ThreadingModel",
     "Topology",
@@ -144,7 +191,9 @@ __all__ = [
     "TransferKVChunk",
     "TransferState",
     "TransportError",
+    "ZmqEventPublisher",
     "__version__",
+    "duration_between",
     "hookimpl",
     "list_backends",
     "load_backend",

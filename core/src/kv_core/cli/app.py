@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from kv_core.cli.events_cmd import events_app
 from kv_core.contract.enums import DigestMode, Role
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")]
@@ -25,6 +26,13 @@ Options = Annotated[
         help="A setting of the backend, JSON or text; may be given again. prefill.KEY=... or decode.KEY=... is for one rank.",
     ),
 ]
+MetricsPort = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        help="Serve Prometheus metrics while it runs: prefill's at this port of 127.0.0.1, decode's at the next. 0: free ones.",
+        min=0, max=65_534, show_default="none",
+    ),
+]  # fmt: skip
 Version = Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)]
 
 app = typer.Typer(
@@ -74,6 +82,7 @@ def demo(
         float, typer.Option(help="Seconds that a room may wait, or move without progress.", min=0.1)
     ] = 30.0,
     option: Options = None,
+    metrics_port: MetricsPort = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Move random pages from a prefill to a decode process and compare every byte.
@@ -87,7 +96,7 @@ def demo(
         settings = DemoSettings(
             backend=backend, requests=requests, concurrency=concurrency, pages=pages, layers=layers,
             page_bytes=page_bytes, chunks=chunks, kill=kill, seed=seed, digest=digest, timeout=timeout,
-            options=parse_options(option or []),
+            options=parse_options(option or []), metrics_port=metrics_port,
         )  # fmt: skip
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
@@ -108,3 +117,6 @@ def new_backend(
     from kv_core.cli.new_backend import run  # noqa: PLC0415
 
     raise typer.Exit(run(name, folder))
+
+
+app.add_typer(events_app)

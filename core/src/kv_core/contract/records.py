@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from kv_core.contract.enums import Capability, KVPoll, Liveness, Role
+from kv_core.contract.enums import Capability, FailureCode, KVPoll, Liveness, Role
 from kv_core.contract.failures import Failure
 
 if TYPE_CHECKING:
@@ -49,7 +49,11 @@ class RoomEventKind(str, Enum):
 
 @dataclass(frozen=True)
 class RoomEvent:
-    """Told to observers, in order for each room. ``time_s`` is monotonic. ``metric`` and ``failure`` come with CONCLUDED."""
+    """Told to observers, in order for each room. ``time_s`` is monotonic. ``metric`` and ``failure`` come with CONCLUDED.
+
+    ``drain_latency_s`` comes with RELEASED: seconds from the room's end until it was proven that its pages may be used
+    again; never negative.
+    """
 
     kind: RoomEventKind
     backend: str
@@ -60,11 +64,17 @@ class RoomEvent:
     time_s: float
     metric: KVTransferMetric | None = None
     failure: Failure | None = None
+    drain_latency_s: float | None = None
 
 
 @dataclass(frozen=True)
 class PeerEvent:
-    """A peer joined (OK), became suspect, recovered (OK again), or was lost (DEAD)."""
+    """A peer joined (OK), became suspect, recovered (OK again), or was lost (DEAD).
+
+    ``before``: what was believed of it until now, never DEAD; None if it had not joined: so OK after None is a peer that
+    joined, OK after SUSPECT one that recovered, and DEAD after None one that could not be met. ``code`` comes with DEAD
+    and says why: ``closed`` if it said farewell, else as the failure of its rooms does.
+    """
 
     backend: str
     role: Role
@@ -72,6 +82,8 @@ class PeerEvent:
     liveness: Liveness
     reason: str
     time_s: float
+    before: Liveness | None = None
+    code: FailureCode | None = None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,11 @@ class PeerLiveness:
         self.state = Liveness.OK
 
     @property
+    def before_death(self) -> Liveness:
+        """OK or SUSPECT: who was given up for missed probes had been suspect, as that takes fewer of them."""
+        return Liveness.OK if self.state is Liveness.OK else Liveness.SUSPECT
+
+    @property
     def misses(self) -> int:
         """Probes in a row that nobody answered."""
         return self._misses

@@ -176,6 +176,7 @@ class Machine:
 
     def _report(self, room: Room, now: float) -> None:
         self._timers.cancel(("room", room.life))
+        room.ended_at = now
         if room.phase is Phase.SUCCESS:
             room.metric = self._metric(room, now)
         self._tell(room, RoomEventKind.CONCLUDED, now)
@@ -343,7 +344,7 @@ class Machine:
     def _sign_of_life(self, peer: Peer, now: float) -> None:
         before = peer.liveness.state
         if peer.liveness.life(now) is not before:
-            self._tell_peer(peer, Liveness.OK, "answers again", now)
+            self._tell_peer(peer, Liveness.OK, "answers again", now, before=before)
             self._peer_recovered(peer, now)
 
     def _peer_recovered(self, peer: Peer, now: float) -> None:
@@ -354,7 +355,7 @@ class Machine:
         for peer in self._at(endpoint):
             if peer.phase is PeerPhase.READY:
                 if peer.liveness.state is Liveness.OK:
-                    self._tell_peer(peer, Liveness.SUSPECT, "the connection broke", now)
+                    self._tell_peer(peer, Liveness.SUSPECT, "the connection broke", now, before=Liveness.OK)
                 peer.liveness.doubt(now)
                 self._timers.set(("probe", peer), peer.liveness.next_probe)
         return self._settle(now)
@@ -382,7 +383,7 @@ class Machine:
             )  # fmt: skip
             return
         if state is not before:
-            self._tell_peer(peer, state, f"{peer.liveness.misses} probes unanswered", now)
+            self._tell_peer(peer, state, f"{peer.liveness.misses} probes unanswered", now, before=before)
         peer.pings += 1
         ping = msg.Ping(**self._header(peer), number=peer.pings, ack=peer.link.ack, endpoint=self.me.endpoint)
         self._send(peer, ping)
@@ -412,6 +413,7 @@ class Machine:
             return
         greeting = peer.phase is PeerPhase.GREETING
         peer.phase = PeerPhase.GONE
+        before = None if greeting else peer.liveness.before_death
         peer.liveness.die()
         del self.peers[peer.name]
         self._dirty.pop(peer, None)
@@ -436,7 +438,7 @@ class Machine:
         if not greeting:
             self._effects.append(RemovePeer(peer.key))
         if not greeting or links or waiting:  # a greeting that no room waited for is no news
-            self._tell_peer(peer, Liveness.DEAD, why, now)
+            self._tell_peer(peer, Liveness.DEAD, why, now, before=before, code=cause.code)
 
     def _peer_gone(self, peer: Peer, links: list[RoomLink], now: float) -> None:
         raise NotImplementedError
@@ -515,14 +517,20 @@ class Machine:
         me = self.me
         poll = room.poll if not room.ended else POLL[room.phase]
         concluded = kind is RoomEventKind.CONCLUDED
+        ended_at = room.ended_at if kind is RoomEventKind.RELEASED else None
         event = RoomEvent(
             kind, me.backend, me.role, room.number, room.life, poll, now,
             room.metric if concluded else None, room.failure if concluded else None,
+            None if ended_at is None else max(0.0, now - ended_at),
         )  # fmt: skip
         self._effects.append(TellRoom(event))
 
-    def _tell_peer(self, peer: Peer, state: Liveness, reason: str, now: float) -> None:
-        self._effects.append(TellPeer(PeerEvent(self.me.backend, self.me.role, str(peer), state, reason, now)))
+    def _tell_peer(
+        self, peer: Peer, state: Liveness, reason: str, now: float, *, before: Liveness | None = None,
+        code: FailureCode | None = None,
+    ) -> None:  # fmt: skip
+        me = self.me
+        self._effects.append(TellPeer(PeerEvent(me.backend, me.role, str(peer), state, reason, now, before, code)))
 
     def snapshot(self) -> dict[str, Any]:
         """Counts of what is alive; all 0 at rest. ``quarantined`` names the pages that wait for a proof."""

@@ -107,7 +107,6 @@ class PrefillMachine(Reception):
             placed[pool] = (room.sent_states.get(pool, 0), items)
             room.sent_states[pool] = placed[pool][0] + int(items.size)
         room.complete = bool(room.coverage.complete)
-        room.chunks += 1
         chunk = PendingChunk(start, local, placed, layers, ready, room.complete)
         if room.phase is Phase.OPEN:
             room.waiting.append(chunk)
@@ -127,6 +126,7 @@ class PrefillMachine(Reception):
             self._invalid(room, problem, now)
             return
         digest = self._digests(room)
+        moves = bool(chunk.local.size) or any(items.size for _, items in chunk.states.values())
         for link in room.links.values():
             assert link.pages is not None, "a bound link has pages"
             states = {
@@ -137,6 +137,7 @@ class PrefillMachine(Reception):
             if chunk.last and link.aux_index is not None and room.aux_index is not None:
                 aux = (room.aux_index, link.aux_index)
             remote = link.pages[chunk.start : chunk.start + chunk.local.size]
+            moves = moves or aux is not None
             room.unfinished += 1
             self._effects.append(
                 SubmitChunk(
@@ -146,6 +147,7 @@ class PrefillMachine(Reception):
                     )
                 )
             )  # fmt: skip
+        room.chunks += moves
 
     @staticmethod
     def _misfit(room: Room, chunk: PendingChunk) -> str | None:

@@ -107,6 +107,7 @@ class Room:
         self.opened_at = now
         self.bootstrapped_at: float | None = None
         self.bound_at: float | None = None
+        self.ended_at: float | None = None
         self.last_move = now
         self.cleared = False
         self.listed = False  # stands in the table under its number

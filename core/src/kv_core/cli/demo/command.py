@@ -17,12 +17,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from kv_core.cli.demo import metrics
 from kv_core.cli.demo.book import Totals
 from kv_core.cli.demo.choose import choose_backend
 from kv_core.cli.demo.processes import RankDied
 from kv_core.cli.demo.report import Report
 from kv_core.cli.demo.router import DemoHung, Router
 from kv_core.cli.demo.settings import DemoSettings
+from kv_core.contract.enums import Role
 from kv_core.contract.failures import BackendError, KVCoreError
 from kv_core.registry import Backend
 from kv_core.runtime.bootstrap import BootstrapServer
@@ -43,7 +45,9 @@ def run(settings: DemoSettings, *, as_json: bool) -> int:
     errors = Console(stderr=True)
     try:
         backend = choose_backend(settings.backend)
-    except BackendError as error:
+        if settings.metrics_port is not None:
+            metrics.load()  # what is missing is said before any process is started
+    except (BackendError, ModuleNotFoundError) as error:
         return _complain(errors, str(error), EXIT_USAGE, as_json=as_json)
     seed = secrets.randbits(32) if settings.seed is None else settings.seed
     try:
@@ -88,9 +92,13 @@ def _serve(settings: DemoSettings, backend: Backend, seed: int, screen: Console)
                 drawn_at = monotonic()
                 progress.refresh()
 
+        def show_metrics(role: Role, url: str) -> None:
+            sys.stderr.write(f"metrics of the {role.value} rank: {url}\n")
+            sys.stderr.flush()
+
         with (
             BootstrapServer(host="127.0.0.1", port=0) as server,
-            Router(settings, backend.info.name, seed, server, show) as router,
+            Router(settings, backend.info.name, seed, server, show, show_metrics) as router,
         ):
             outcome = router.run()
     return Report(settings, backend.info, seed, outcome)

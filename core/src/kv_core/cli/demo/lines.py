@@ -32,10 +32,11 @@ class Stop(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """From a rank: its manager is open. ``control_port`` is 0 if it is not known."""
+    """From a rank: its manager is open. ``control_port`` is 0 if it is not known; ``metrics_url`` is empty without one."""
 
     pid: int
     control_port: int
+    metrics_url: str = ""
 
 
 class Met(Message, frozen=True):

@@ -20,6 +20,7 @@ import numpy as np
 from kv_core.cli.demo.engine_decode import DecodeEngine
 from kv_core.cli.demo.engine_prefill import PrefillEngine
 from kv_core.cli.demo.lines import FromRank, LineReader, OpenRoom, PeerDied, Ready, Stopped, ToRank, encode
+from kv_core.cli.demo.metrics import RankMetrics
 from kv_core.cli.demo.pages import Content, Memory, Shape
 from kv_core.cli.demo.settings import AUX_BYTES, RankSettings
 from kv_core.contract.enums import Role
@@ -127,9 +128,14 @@ def run(pipes: Pipes) -> int:
     backend = load_backend(settings.backend)
     shape = Shape(settings.layers, settings.page_bytes, settings.num_pages, settings.num_rows, AUX_BYTES)
     memory = Memory(shape)
-    with backend.create_manager(settings.role, memory.args(), settings.config()) as manager:
+    metrics = RankMetrics(backend.info, settings.role, settings.metrics_port)
+    with (
+        metrics,
+        backend.create_manager(settings.role, memory.args(), settings.config(), observers=metrics.observers) as manager,
+        metrics.watching(manager),
+    ):
         engine = build_engine(pipes, settings, manager, memory)
-        pipes.send(Ready(os.getpid(), control_port(manager)))
+        pipes.send(Ready(os.getpid(), control_port(manager), metrics.url))
         if not serve(pipes, engine):
             return EXIT_ABANDONED
         drain(pipes, engine)

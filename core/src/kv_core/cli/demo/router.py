@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from kv_core.cli.demo.book import Attempt, Book, Totals
 from kv_core.cli.demo.killing import KillRecord
@@ -48,7 +49,8 @@ class Outcome:
 
 
 class Router:
-    """One run. ``on_progress`` is called after every change with the number of requests that are over.
+    """One run. ``on_progress`` is called after every change with the number of requests that are over, ``on_metrics`` with
+    the address of a rank's metrics.
 
     Use it in ``with``: however it ends, no process is left.
     """
@@ -60,16 +62,19 @@ class Router:
         seed: int,
         server: BootstrapServer,
         on_progress: Callable[[Totals], None],
+        on_metrics: Callable[[Role, str], None] = lambda _role, _url: None,
     ) -> None:
         self._settings = settings
         self._backend = backend
         self._seed = seed
         self._server = server
         self._on_progress = on_progress
+        self._on_metrics = on_metrics
         self._selector = RankSelector()
         self._ranks: dict[Role, RankProcess] = {}
         self._ready: set[Role] = set()
         self._ports = dict.fromkeys(Role, 0)
+        self._metrics_ports = settings.metrics_ports()
         self._book = Book(settings.requests, MAX_ATTEMPTS if settings.kill else 1, seed)
         self._kill = KillRecord.planned(settings.kill, settings.requests) if settings.kill else None
         self._stopped: dict[Role, Stopped] = {}
@@ -154,6 +159,9 @@ class Router:
         elif isinstance(message, Ready):
             self._ready.add(role)
             self._ports[role] = message.control_port
+            if message.metrics_url:
+                self._metrics_ports[role] = urlsplit(message.metrics_url).port  # a restarted rank is found there, too
+                self._on_metrics(role, message.metrics_url)
         else:
             self._stopped[role] = message
 
@@ -168,7 +176,10 @@ class Router:
     # -- ranks -----------------------------------------------------------------------------------------------------
 
     def _start(self, role: Role) -> None:
-        told = rank_settings(self._settings, role, self._backend, self._seed, self._server.address, self._ports[role])
+        told = rank_settings(
+            self._settings, role, self._backend, self._seed, self._server.address, self._ports[role],
+            self._metrics_ports[role],
+        )  # fmt: skip
         rank = RankProcess(role, told)
         self._ranks[role] = rank
         self._selector.add(rank)

@@ -24,7 +24,8 @@ class DemoSettings:
     """Settings of one run. Sizes in bytes, ``timeout`` in seconds.
 
     ``page_bytes``: one page in one layer, half of it keys and half values, each in a buffer of their own.
-    ``options``: the backend's settings, by the role that they are for ("" for both).
+    ``options``: the backend's settings, by the role that they are for ("" for both). ``metrics_port``: prefill serves
+    /metrics there and decode at the next one; 0: each at a free one; None: nobody does.
     """
 
     backend: str | None = None
@@ -38,6 +39,7 @@ class DemoSettings:
     seed: int | None = None
     digest: DigestMode = DigestMode.OFF
     timeout: float = 30.0
+    metrics_port: int | None = None
     options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,6 +55,11 @@ class DemoSettings:
     def num_rows(self) -> int:
         """Auxiliary rows that each rank has."""
         return int(self._in_flight) + 1
+
+    def metrics_ports(self) -> dict[Role, int | None]:
+        """Where each rank serves its metrics."""
+        first = self.metrics_port
+        return {role: first and first + place for place, role in enumerate(Role)}
 
     @property
     def _in_flight(self) -> float:
@@ -87,6 +94,7 @@ class RankSettings(msgspec.Struct, frozen=True):
     timeout: float
     digest: DigestMode
     options: dict[str, Any]
+    metrics_port: int | None = None
 
     def config(self) -> TransferConfig:
         """The settings of the rank's manager."""
@@ -102,12 +110,13 @@ class RankSettings(msgspec.Struct, frozen=True):
 
 
 def rank_settings(
-    settings: DemoSettings, role: Role, backend: str, seed: int, bootstrap_addr: str, control_port: int
-) -> RankSettings:
+    settings: DemoSettings, role: Role, backend: str, seed: int, bootstrap_addr: str, control_port: int,
+    metrics_port: int | None,
+) -> RankSettings:  # fmt: skip
     """What one rank is told. ``control_port`` is 0 at the first start, and later the one that it had."""
     return RankSettings(
         role=role, backend=backend, seed=seed, layers=settings.layers, page_bytes=settings.page_bytes,
         pages=settings.pages, num_pages=settings.num_pages, num_rows=settings.num_rows, chunks=settings.chunks,
         bootstrap_addr=bootstrap_addr, control_port=control_port, timeout=settings.timeout, digest=settings.digest,
-        options=settings.options_for(role),
+        options=settings.options_for(role), metrics_port=metrics_port,
     )  # fmt: skip
