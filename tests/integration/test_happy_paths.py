@@ -162,6 +162,7 @@ def test_no_pages_at_all(pair: Pair, row: int | None, early: bool):
     if row is not None:
         assert pair.target.holds_row(pair.seed, room, row)
     assert sender.get_transfer_metric().transfer_total_bytes == (0 if row is None else SHAPE.aux_bytes)
+    assert sender.get_transfer_metric().chunks == receiver.get_transfer_metric().chunks == (row is not None)
 
 
 def test_decode_has_a_prefix(pair: Pair):
