@@ -40,7 +40,7 @@ CONFORMANCE_ARGS ?=
 MUTANT_ARGS ?=
 REPORTS := build/conformance
 
-.PHONY: help demo test lint format docs engines example simulate bench conformance conformance-wheels mutants kill-rounds soak fuzz black-holes clean
+.PHONY: help demo test lint format docs engines example simulate bench bench-events conformance conformance-wheels mutants kill-rounds soak fuzz black-holes clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | while IFS=$$'\t' read -r target text; do \
@@ -78,6 +78,18 @@ $(STAMPS)/engine-%: $(STAMPS)/plugins pyproject.toml tools/engines.py
 	$(BIN)/python tools/engines.py $*
 	touch $@
 
+# Dynamo's indexer, which must understand our events. It has wheels for x86-64 and Arm Linux alone: elsewhere `make test CONSUMERS=`
+# goes on without, and the tests that need it say so.
+CONSUMERS ?= dynamo
+CONSUMER_STAMP = $(if $(CONSUMERS),$(STAMPS)/consumers)
+CONSUMER_PYTHON := $(CURDIR)/$(VENV)/consumers/bin/python
+
+$(STAMPS)/consumers: $(STAMPS)/venv pyproject.toml
+	$(BIN)/python -m venv $(VENV)/consumers
+	$(CONSUMER_PYTHON) -m pip --disable-pip-version-check install --quiet 'pip>=25.1'
+	$(CONSUMER_PYTHON) -m pip --disable-pip-version-check install --quiet --group pyproject.toml:consumers
+	touch $@
+
 $(STAMPS)/example: $(STAMPS)/run pyproject.toml
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "make example is set up for Python 3.11 (its torch build is pinned), $(VENV) has " + sys.version.split()[0] + ": make clean && make example PYTHON=python3.11")'
 	$(PIP) 'pip>=25.1'
@@ -95,8 +107,8 @@ demo: $(STAMPS)/run $(BACKEND_STAMP) ## Move pages from a prefill to a decode pr
 EXAMPLE_STAMP := $(if $(filter 3.11,$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')),$(STAMPS)/example)
 
 # The tests of the plugins skip where their engine is missing; KV_ENGINES says which have to be there, and one test holds that.
-test: $(STAMPS)/dev $(EXAMPLE_STAMP) $(ENGINE_STAMPS) ## Run every test (PYTEST_ARGS, WORKERS, ENGINES)
-	KV_ENGINES="$(ENGINES)" $(BIN)/python -m pytest $(XDIST) $(PYTEST_ARGS)
+test: $(STAMPS)/dev $(EXAMPLE_STAMP) $(ENGINE_STAMPS) $(CONSUMER_STAMP) ## Run every test (PYTEST_ARGS, WORKERS, ENGINES)
+	KV_ENGINES="$(ENGINES)" KV_DYNAMO_PYTHON="$(if $(CONSUMERS),$(CONSUMER_PYTHON))" $(BIN)/python -m pytest $(XDIST) $(PYTEST_ARGS)
 
 lint: $(STAMPS)/dev ## Formatting, lint, types, import rules, house rules
 	$(BIN)/ruff check
@@ -127,6 +139,9 @@ conformance-wheels: $(STAMPS)/dev ## The same on the embedded backend from built
 
 mutants: $(STAMPS)/dev ## Long: backends that are broken on purpose; the suite must catch each of them (MUTANT_ARGS)
 	$(BIN)/python -m conformance.tests.matrix --markdown docs/conformance-mutants.md $(MUTANT_ARGS)
+
+bench-events: $(STAMPS)/dev ## Measure publish() of KV-cache events on the caller's thread, with a stopped subscriber
+	$(BIN)/python benchmarks/publish.py
 
 bench: $(STAMPS)/dev $(ENGINE_STAMPS) ## Measure goodput and the engine thread's time; docs/benchmarks.md explains (BENCH_ARGS, ENGINES)
 	$(BIN)/python -m benchmarks.bench $(BENCH_ARGS)

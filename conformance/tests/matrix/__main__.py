@@ -45,7 +45,9 @@ class Session:
             self.say(f"no mutant is named {', '.join(sorted(unknown))}")
             return 2
         broken = [one for one in mutants if not one.is_reference]
-        strange = [f"{one.name}: there is no check {one.caught_by}" for one in broken if one.caught_by not in self.gates]
+        strange = [
+            f"{one.name}: there is no check {one.caught_by}" for one in broken if one.caught_by not in self.gates
+        ]
         if strange:
             self.say("\n".join(strange))
             return 2
@@ -90,7 +92,9 @@ class Session:
         reference = self.references[mutant.like]
         seen = changes(ran, reference)
         before = self.recorded.get(mutant.name, {})
-        others = {check: outcome for check, outcome in before.items() if check in self.gates and check not in ran.outcomes}
+        others = {
+            check: outcome for check, outcome in before.items() if check in self.gates and check not in ran.outcomes
+        }
         self.maps[mutant.name] = others | {c: outcome for c, outcome in seen.items() if c not in mutant.sometimes}
         recorded = None if self.asked.write else before
         bad = faults(mutant, ran, reference, recorded)
@@ -109,7 +113,9 @@ class Session:
 
     def write(self) -> None:
         """Record the maps, and make the page, where it was asked for."""
-        maps = {name: self.maps.get(name, self.recorded.get(name, {})) for name in MUTANTS if not MUTANTS[name].is_reference}
+        maps = {
+            name: self.maps.get(name, self.recorded.get(name, {})) for name in MUTANTS if not MUTANTS[name].is_reference
+        }
         maps = {name: one for name, one in maps.items() if one}
         if self.asked.write:
             write_recorded(maps, [check.id for check in self.checks])
@@ -130,7 +136,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--only", action="append", default=[], metavar="NAME", help="only this mutant; may be given again")
     add("--write", action="store_true", help="record what is seen in mutants/expected.toml")
     add("--jobs", type=int, default=2, help="mutants at a time (2)")
-    add("--whole", action="store_true", help="every check for each mutant, and not those of the named check's area (an hour)")
+    add(
+        "--whole",
+        action="store_true",
+        help="every check for each mutant, and not those of the named check's area (an hour)",
+    )
     add("--seed", type=int, default=0, help="the suite's seed (0)")
     add("--markdown", type=Path, metavar="FILE", help="write the page")
     return Session(all_checks(), parser.parse_args(arguments)).main()

@@ -45,20 +45,19 @@ def faults(mutant: Mutant, ran: Ran, reference: Ran, recorded: Map | None) -> li
         outcome = ran.outcomes.get(mutant.caught_by, "not run")
         found.append(f"survived: {mutant.caught_by} is {outcome} {ran.details.get(mutant.caught_by, '')}".rstrip())
     if recorded is not None:
-        found += _differences(mutant, ran, seen, {check: out for check, out in recorded.items() if check in ran.outcomes})
+        found += _differences(
+            mutant, ran, seen, {check: out for check, out in recorded.items() if check in ran.outcomes}
+        )
     return found
 
 
 def _differences(mutant: Mutant, ran: Ran, seen: Map, recorded: Map) -> list[str]:
-    rare = set(mutant.sometimes)
-    found = []
-    for check in sorted((seen.keys() | recorded.keys()) - rare):
-        if seen.get(check) != recorded.get(check):
-            found.append(
-                f"{check} is {ran.outcomes[check]}, recorded is {recorded.get(check, 'as the reference')}: "
-                f"{ran.details[check][:200]}"
-            )
-    return found
+    checks = sorted((seen.keys() | recorded.keys()) - set(mutant.sometimes))
+    return [
+        f"{check} is {ran.outcomes[check]}, recorded is {recorded.get(check, 'as the reference')}: {ran.details[check][:200]}"
+        for check in checks
+        if seen.get(check) != recorded.get(check)
+    ]
 
 
 def uncovered(musts: Iterable[str], recorded: Mapping[str, Map], mutants: Mapping[str, Mutant]) -> list[str]:
@@ -78,7 +77,8 @@ def read_recorded(path: Path = RECORDED) -> dict[str, Map]:
         return {}
     tables = tomllib.loads(path.read_text(encoding="utf-8"))
     return {
-        name: {check: outcome for outcome, checks in table.items() for check in checks} for name, table in tables.items()
+        name: {check: outcome for outcome, checks in table.items() for check in checks}
+        for name, table in tables.items()
     }
 
 

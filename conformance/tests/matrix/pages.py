@@ -38,7 +38,9 @@ def page(mutants: Sequence[Mutant], maps: Mapping[str, Map], checks: Sequence[Ch
         by = [f"`{one.name}`" for one in broken if maps.get(one.name, {}).get(check.id) == "failed"]
         named = [f"`{one.name}`" for one in broken if one.caught_by == check.id]
         more = len(set(by) - set(named))
-        shown = ", ".join(named) + (f"{' and ' if named else ''}{more} {'others' if named else 'not named'}" if more else "")
+        shown = ", ".join(named) + (
+            f"{' and ' if named else ''}{more} {'others' if named else 'not named'}" if more else ""
+        )
         lines.append(f"| {check.id} | {check.level.value} | {shown or '(none)'} |")
     return HEAD + "\n".join(lines) + "\n"
 

@@ -8,8 +8,8 @@ from importlib import import_module
 from conformance.tests.mutants.base import MUTANTS, Mutant, record_of
 
 MODULES = (
-    "references", "naming", "registering", "meeting", "copying", "telling", "ending", "claiming", "handling", "sending",
-    "managing",
+    "references", "naming", "registering", "meeting", "copying", "telling", "ending", "claiming", "handling", "dropping",
+    "sending", "managing", "model_mutants",
 )  # fmt: skip
 """Where they are defined; the references come first."""
 

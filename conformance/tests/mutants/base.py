@@ -48,7 +48,7 @@ class Mutant:
     breaks: the broken promise, a sentence. caught_by: the check that must fail. like: the reference whose outcomes it has
     where it is not broken. plugin: text of the plugin's module.
     sometimes: checks that may or may not fail, each with the reason. where: the module that has it. rivals: whether a
-    second distribution offers the same name.
+    second distribution offers the same name. harness: its class.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Mutant:
     sometimes: Mapping[str, str] = field(default_factory=dict)
     where: str = ""
     rivals: bool = False
+    harness: str = "MutantHarness"
 
     @property
     def is_reference(self) -> bool:
@@ -82,6 +83,7 @@ def info(name: str, capabilities: Iterable[Capability] = FAKE) -> BackendInfo:
 def mutant(
     name: str, caught_by: str, *, like: str = REFERENCE, also: Iterable[Capability] = (),
     without: Iterable[Capability] = (), sometimes: Mapping[str, str] | None = None, rivals: bool = False,
+    harness: str = "MutantHarness",
 ) -> Callable[[_Class], _Class]:  # fmt: skip
     """Make a class a mutant, whose docstring is the broken promise: a transport, or a sender, receiver or manager on top of the
     reference's transport. A class that is none of these has them as attributes (``transport``, ``sender``, ...).
@@ -100,7 +102,7 @@ def mutant(
             )  # fmt: skip
 
         where = kind.__module__.rpartition(".")[2]
-        _add(Mutant(name, _said(kind), caught_by, record, like, PLUGIN, dict(sometimes or {}), where, rivals))
+        _add(Mutant(name, _said(kind), caught_by, record, like, PLUGIN, dict(sometimes or {}), where, rivals, harness))
         return kind
 
     return register
@@ -121,7 +123,11 @@ def record_mutant(
 
 def text_mutant(name: str, caught_by: str, breaks: str, plugin: str) -> None:
     """A mutant that is broken in its plugin's own text."""
-    _add(Mutant(name, breaks, caught_by, lambda: BackendRecord(info(name), FakeTransport), REFERENCE, plugin, where="naming"))
+    _add(
+        Mutant(
+            name, breaks, caught_by, lambda: BackendRecord(info(name), FakeTransport), REFERENCE, plugin, where="naming"
+        )
+    )
 
 
 def record_of(name: str) -> BackendRecord:

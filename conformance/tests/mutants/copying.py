@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from conformance.tests.mutants.base import mutant
 from kv_core.contract.memory import AUX_POOL, KV_POOL
 from kv_core.contract.transport import CopyList, PoolSlice, Prepared, TransferBatch
 from kv_core.layout import Batch
 from kv_fake import FakeTransport
 from kv_fake.outbound import FakeTransfer
-from conformance.tests.mutants.base import mutant
 
 U64 = npt.NDArray[np.uint64]
 
@@ -173,7 +173,7 @@ class CachesByNumberOfItems(Copying):
         return Changed(batch, self.known.setdefault(key, batch.copies()))
 
 
-@mutant("wrong_state_pool", "KV-XFER-6")
+@mutant("wrong_state_pool", "KV-XFER-17")
 class WrongStatePool(Copying):
     """Each state pool has items of its own: here all are moved with those of the first."""
 
@@ -184,9 +184,11 @@ class WrongStatePool(Copying):
         first = states[0]
         return resliced(
             batch,
-            lambda part: part
-            if part.plan.pool in (KV_POOL, AUX_POOL)
-            else part._replace(local_items=first.local_items, remote_items=first.remote_items),
+            lambda part: (
+                part
+                if part.plan.pool in (KV_POOL, AUX_POOL)
+                else part._replace(local_items=first.local_items, remote_items=first.remote_items)
+            ),
         )
 
 
@@ -200,7 +202,7 @@ class StateLeftOut(Copying):
         return Batch(part for part in batch.slices if part.plan.pool in (KV_POOL, AUX_POOL))
 
 
-@mutant("aux_left_out", "KV-XFER-6")
+@mutant("aux_left_out", "KV-XFER-16")
 class AuxLeftOut(Copying):
     """KV, state and auxiliary items of a batch all arrive: here an auxiliary row that goes with KV pages does not."""
 

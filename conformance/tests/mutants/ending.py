@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from time import monotonic
 from typing import ClassVar
 
-from kv_core import TransportError
-from kv_core.contract.transport import PeerKey, Prepared, Transfer, TransferBatch, TransportContext
+from conformance.tests.mutants.base import mutant
+from kv_core import TransferState, TransportError
+from kv_core.contract.transport import (
+    PeerKey,
+    Prepared,
+    Transfer,
+    TransferBatch,
+    TransferProgress,
+    TransportContext,
+)
 from kv_fake import FakeTransport
 from kv_fake.outbound import FakeTransfer
-from conformance.tests.mutants.base import mutant
 
 
 class OwnBell(FakeTransport):
@@ -138,7 +147,7 @@ class WakeBlocks(FakeTransport):
         self.unheard = threading.Semaphore(1_000)
 
 
-@mutant("wake_after_close_raises", "KV-END-1")
+@mutant("wake_after_close_raises", "KV-END-6")
 class WakeAfterCloseRaises(FakeTransport):
     """``wake`` may be called at any time, also after ``close``: here it raises then."""
 
@@ -148,7 +157,7 @@ class WakeAfterCloseRaises(FakeTransport):
         super().wake()
 
 
-@mutant("close_twice_raises", "KV-END-2")
+@mutant("close_twice_raises", "KV-END-6")
 class CloseTwiceRaises(FakeTransport):
     """``close`` is idempotent: here the second one raises."""
 
@@ -184,7 +193,7 @@ class ThreadForEachPeerIsLeft(FakeTransport):
         self.over.set()
 
 
-@mutant("descriptor_is_left", "KV-END-4")
+@mutant("descriptor_is_left", "KV-END-3")
 class DescriptorIsLeft(FakeTransport):
     """``close`` closes every descriptor: here two stay open."""
 
@@ -193,7 +202,7 @@ class DescriptorIsLeft(FakeTransport):
         self.left = os.pipe()
 
 
-@mutant("port_is_left", "KV-END-5")
+@mutant("port_is_left", "KV-ABORT-21")
 class PortIsLeft(FakeTransport):
     """After ``close`` nothing listens any more: here the NIC does, and takes frames."""
 
@@ -203,36 +212,7 @@ class PortIsLeft(FakeTransport):
         self._nic.close = nic_close  # type: ignore[method-assign]
 
 
-@mutant("descriptor_for_each_transfer", "KV-END-6")
-class DescriptorForEachTransfer(FakeTransport):
-    """``release`` gives back what a transfer holds: here its descriptor stays open until ``close``."""
-
-    def __init__(self, context: TransportContext) -> None:
-        self.held: list[int] = []
-        super().__init__(context)
-
-    def submit(self, prepared: Prepared, batch: TransferBatch) -> FakeTransfer:
-        self.held.append(os.open(os.devnull, os.O_RDONLY))
-        return super().submit(prepared, batch)
-
-    def close(self) -> None:
-        super().close()
-        while self.held:
-            os.close(self.held.pop())
-
-
-@mutant("memory_for_each_transfer", "KV-END-7")
-class MemoryForEachTransfer(FakeTransport):
-    """``release`` gives back what a transfer holds: here a megabyte stays for ever."""
-
-    kept: ClassVar[list[bytes]] = []
-
-    def submit(self, prepared: Prepared, batch: TransferBatch) -> FakeTransfer:
-        self.kept.append(b"\1" * (1 << 20))
-        return super().submit(prepared, batch)
-
-
-@mutant("memory_for_each_opening", "KV-END-7")
+@mutant("memory_for_each_opening", "KV-END-4")
 class MemoryForEachOpening(FakeTransport):
     """A closed transport leaves nothing behind: here its buffers of 8 MiB."""
 
@@ -243,7 +223,7 @@ class MemoryForEachOpening(FakeTransport):
         self.kept.append(b"\1" * (8 << 20))
 
 
-@mutant("close_waits_for_a_frozen_peer", "KV-END-8")
+@mutant("close_waits_for_a_frozen_peer", "KV-ABORT-15")
 class CloseWaitsForAFrozenPeer(FakeTransport):
     """``close`` ends whatever the peers do: here it waits for what is outstanding."""
 
@@ -270,3 +250,59 @@ class CloseWaitsForAFrozenPeer(FakeTransport):
 
 def _at_rest(transfers: Sequence[FakeTransfer]) -> bool:
     return all(transfer.quiescent for transfer in transfers)
+
+
+@mutant("constructor_leaves_a_descriptor", "KV-END-7")
+class ConstructorLeavesADescriptor(FakeTransport):
+    """A constructor that fails leaves nothing: here the descriptor that it had opened before it looked at its options."""
+
+    def __init__(self, context: TransportContext) -> None:
+        self.early = os.open(os.devnull, os.O_RDONLY)
+        super().__init__(context)
+
+    def close(self) -> None:
+        super().close()
+        if self.early >= 0:
+            os.close(self.early)
+            self.early = -1
+
+
+@mutant("lock_file_is_left", "KV-RST-3")
+class LockFileIsLeft(FakeTransport):
+    """A process that was killed is in nobody's way: here its lock file is, in that of the next prefill process of the same
+    bootstrap server.
+    """
+
+    def __init__(self, context: TransportContext) -> None:
+        server = context.config.bootstrap_addr or ""
+        self.lock = Path(tempfile.gettempdir(), f"kv-mutant-{server.replace(':', '-')}.lock")
+        if server and self.lock.exists():
+            raise TransportError(f"{self.lock} exists: is another process running?", quiescent=True)
+        super().__init__(context)
+        if server:
+            self.lock.touch()
+
+    def close(self) -> None:
+        self.lock.unlink(missing_ok=True)
+        super().close()
+
+
+@mutant("heir_of_a_dead_peer", "KV-RST-4")
+class HeirOfADeadPeer(FakeTransport):
+    """What was prepared for a peer is for that one: here for whoever was met last, once the peer can't be reached."""
+
+    def __init__(self, context: TransportContext) -> None:
+        self.lost: set[PeerKey] = set()
+        super().__init__(context)
+
+    def progress(self, transfers: Sequence[Transfer]) -> Iterator[TransferProgress]:
+        for record in super().progress(transfers):
+            if record.state is TransferState.FAILED:
+                self.lost.add(record.transfer.peer)
+            yield record
+
+    def post(self, transfer: FakeTransfer) -> None:
+        heir = next(reversed(self._peers), transfer.peer)
+        if transfer.peer in self.lost and transfer.peer in self._peers and heir not in self.lost:
+            transfer.peer = heir
+        super().post(transfer)

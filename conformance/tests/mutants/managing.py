@@ -2,100 +2,180 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from time import sleep
+from typing import Any, ClassVar
 
+from conformance.tests.mutants.base import mutant
 from kv_core import (
     BackendRecord,
     BaseKVReceiver,
     BaseKVSender,
     FailureCode,
     KVArgs,
+    Liveness,
     ManagerClosed,
-    PeerEvent,
     Role,
     RoomEvent,
     RoomEventKind,
     TransferConfig,
 )
 from kv_core.contract.observers import Observers
-from kv_core.protocol.machine import Machine
 from kv_core.protocol.peers import Peer
+from kv_core.protocol.rooms import Room
 from kv_core.runtime import CommonKVManager
-from conformance.tests.mutants.base import mutant
 
 Tell = Callable[[Any], object]
+
+
+class Opening(CommonKVManager):
+    """A manager that opens rooms in a way of its own, on both sides."""
+
+    def create_sender(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVSender:
+        return self.opened(super().create_sender, bootstrap_addr, bootstrap_room)
+
+    def create_receiver(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVReceiver:
+        return self.opened(super().create_receiver, bootstrap_addr, bootstrap_room)
+
+    def opened(self, create: Any, addr: Any, number: Any) -> Any:
+        """What is done instead."""
+        raise NotImplementedError
+
 
 # -- rooms -------------------------------------------------------------------------------------------------------------
 
 
-@mutant("duplicate_room_raises", "KV-FAIL-14")
-class DuplicateRoomRaises(CommonKVManager):
-    """A room that collides with a live one is a failed room: here ``create_receiver`` raises."""
-
-    def create_receiver(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVReceiver:
-        if bootstrap_room in self._machine.table:
-            raise ValueError(f"room {bootstrap_room} is open already")
-        return super().create_receiver(bootstrap_addr, bootstrap_room)
-
-
-@mutant("duplicate_room_ends_the_first", "KV-FAIL-15")
-class DuplicateRoomEndsTheFirst(CommonKVManager):
-    """The live room that another one collides with does not notice: here it fails."""
-
-    def create_receiver(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVReceiver:
-        room = self._machine.table.get(bootstrap_room)
-        if room is not None:
-            self._runner.call(self._machine.abort, room, "opened again")
-        return super().create_receiver(bootstrap_addr, bootstrap_room)
-
-
-@mutant("wrong_address_raises", "KV-FAIL-16")
-class WrongAddressRaises(CommonKVManager):
+@mutant("wrong_address_raises", "KV-FAIL-4")
+class WrongAddressRaises(Opening):
     """A bootstrap address that is none makes a failed room: here it raises."""
 
-    def create_sender(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVSender:
-        _host, _, port = bootstrap_addr.rpartition(":")
-        int(port)
-        return super().create_sender(bootstrap_addr, bootstrap_room)
-
-    def create_receiver(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVReceiver:
-        _host, _, port = bootstrap_addr.rpartition(":")
-        int(port)
-        return super().create_receiver(bootstrap_addr, bootstrap_room)
+    def opened(self, create: Any, addr: Any, number: Any) -> Any:
+        int(addr.rpartition(":")[2])
+        return create(addr, number)
 
 
-@mutant("opens_after_close", "KV-END-10")
-class OpensAfterClose(CommonKVManager):
+@mutant("duplicate_room_raises", "KV-FAIL-5")
+class DuplicateRoomRaises(Opening):
+    """A room that collides with a live one is a failed room: here it raises."""
+
+    def opened(self, create: Any, addr: Any, number: Any) -> Any:
+        if number in self._machine.table:
+            raise ValueError(f"room {number} is open already")
+        return create(addr, number)
+
+
+@mutant("duplicate_room_ends_the_first", "KV-FAIL-5")
+class DuplicateRoomEndsTheFirst(Opening):
+    """The live room that another one collides with does not notice: here it fails."""
+
+    def opened(self, create: Any, addr: Any, number: Any) -> Any:
+        room = self._machine.table.get(number)
+        if room is not None:
+            self._runner.call(self._machine.abort, room, "opened again")
+        return create(addr, number)
+
+
+@mutant("opens_after_close", "KV-END-1")
+class OpensAfterClose(Opening):
     """A closed manager opens no rooms (``ManagerClosed``): here it does, and they fail."""
 
-    def create_sender(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVSender:
+    def opened(self, create: Any, addr: Any, number: Any) -> Any:
         try:
-            return super().create_sender(bootstrap_addr, bootstrap_room)
+            return create(addr, number)
         except ManagerClosed:
-            room = self._runner.ask(self._machine.open, bootstrap_room, bootstrap_addr)  # type: ignore[union-attr]
-            return self.sender_class(self._runner, room, self._checks)
-
-    def create_receiver(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVReceiver:
-        try:
-            return super().create_receiver(bootstrap_addr, bootstrap_room)
-        except ManagerClosed:
-            room = self._runner.ask(self._machine.open, bootstrap_room, bootstrap_addr)  # type: ignore[union-attr]
-            return self.receiver_class(self._runner, room, self._checks)
+            machine: Any = self._machine
+            room: Room = self._runner.ask(machine.open, number, addr)
+            kind: Any = self.sender_class if self.role is Role.PREFILL else self.receiver_class
+            return kind(self._runner, room, self._checks)
 
 
-@mutant("shares_handles_between_threads", "KV-THR-7")
-class ThreadUnsafeOpening(CommonKVManager):
+@mutant("opening_is_for_one_thread", "KV-THR-1")
+class OpeningIsForOneThread(Opening):
     """A manager may be used from any thread: here two that open rooms at the same time get the same one."""
 
-    room: Any = None
+    number: Any = None
 
-    def create_receiver(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVReceiver:
-        self.room = bootstrap_room
-        threading.Event().wait(0.0005)  # gives up the GIL, as a lookup in a native table does
-        return super().create_receiver(bootstrap_addr, self.room)
+    def opened(self, create: Any, addr: Any, number: Any) -> Any:
+        self.number = number
+        sleep(0.0005)  # gives up the GIL, as a native lookup does
+        return create(addr, self.number)
+
+
+@mutant("one_prefill_at_a_time", "KV-XFER-13")
+class OnePrefillAtATime(Opening):
+    """Several prefill instances may be in use at once: here the first one that was asked for is asked for all rooms."""
+
+    first: Any = None
+
+    def opened(self, create: Any, addr: Any, number: Any) -> Any:
+        good = isinstance(addr, str) and addr.startswith("127.0.0.1:") and addr.rpartition(":")[2].isdigit()
+        if self.role is Role.DECODE and good:
+            self.first = self.first or addr
+            addr = self.first
+        return create(addr, number)
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+class Settled(CommonKVManager):
+    """A manager with other settings, or another description of the engine, than it is given."""
+
+    @classmethod
+    def create(
+        cls, record: BackendRecord, role: Role, args: KVArgs, config: TransferConfig, observers: Observers
+    ) -> CommonKVManager:
+        return super().create(record, role, cls.described(args), cls.configured(config), observers)
+
+    @classmethod
+    def described(cls, args: KVArgs) -> KVArgs:
+        """What is handed to core instead of the engine's."""
+        return args
+
+    @classmethod
+    def configured(cls, config: TransferConfig) -> TransferConfig:
+        """What is handed to core instead of the engine's."""
+        return config
+
+
+@mutant("layout_is_taken_for_granted", "KV-FAIL-8")
+class LayoutIsTakenForGranted(Settled):
+    """Both sides' dtypes and layouts are compared: here nobody is told of them."""
+
+    @classmethod
+    def described(cls, args: KVArgs) -> KVArgs:
+        return replace(args, dtype="any", kv_layout="any")
+
+
+@mutant("bootstrap_timeout_is_ignored", "KV-FAIL-9")
+class BootstrapTimeoutIsIgnored(Settled):
+    """A room for which nobody asks fails after bootstrap_timeout_s: here after five minutes, whatever was set."""
+
+    @classmethod
+    def configured(cls, config: TransferConfig) -> TransferConfig:
+        return replace(config, bootstrap_timeout_s=300.0)
+
+
+@mutant("any_number_of_rooms", "KV-FAIL-11")
+class AnyNumberOfRooms(Settled):
+    """One room more than max_rooms is a failed one: here there is no bound."""
+
+    @classmethod
+    def configured(cls, config: TransferConfig) -> TransferConfig:
+        return replace(config, max_rooms=65_536)
+
+
+@mutant("close_waits_for_everything", "KV-END-2")
+class CloseWaitsForEverything(Settled):
+    """``close`` waits for close_timeout_s at most: here until all is quiescent."""
+
+    @classmethod
+    def configured(cls, config: TransferConfig) -> TransferConfig:
+        return replace(config, close_timeout_s=600.0)
 
 
 # -- observers ---------------------------------------------------------------------------------------------------------
@@ -113,57 +193,20 @@ class Observed(CommonKVManager):
     @classmethod
     def observers(cls, given: Observers) -> Observers:
         """Who is told instead."""
-        return Observers(tuple(map(cls.room_told, given.room)), tuple(map(cls.peer_told, given.peer)))
+        return Observers(tuple(map(cls.told, given.room)), given.peer)
 
     @classmethod
-    def room_told(cls, tell: Tell) -> Tell:
+    def told(cls, tell: Tell) -> Tell:
         """What is called instead of a room observer."""
         return tell
 
-    @classmethod
-    def peer_told(cls, tell: Tell) -> Tell:
-        """What is called instead of a peer observer."""
-        return tell
 
-
-@mutant("observer_stops_the_others", "KV-THR-8")
-class ObserverStopsTheOthers(Observed):
-    """An observer that raises stops no other: here nobody after it is told."""
-
-    @classmethod
-    def observers(cls, given: Observers) -> Observers:
-        def all_rooms(event: RoomEvent) -> None:
-            for tell in given.room:
-                tell(event)
-
-        return Observers((all_rooms,) if given.room else (), given.peer)
-
-
-@mutant("observer_is_dropped_when_it_raises", "KV-THR-8")
-class ObserverIsDropped(Observed):
-    """An observer that raised is told of what comes next: here no more."""
-
-    @classmethod
-    def room_told(cls, tell: Tell) -> Tell:
-        raised: list[BaseException] = []
-
-        def once(event: RoomEvent) -> None:
-            if not raised:
-                try:
-                    tell(event)
-                except BaseException as error:
-                    raised.append(error)
-                    raise
-
-        return once
-
-
-@mutant("concluded_is_told_twice", "KV-THR-9")
+@mutant("concluded_is_told_twice", "KV-THR-3")
 class ConcludedIsToldTwice(Observed):
     """The end of a room is told once: here twice."""
 
     @classmethod
-    def room_told(cls, tell: Tell) -> Tell:
+    def told(cls, tell: Tell) -> Tell:
         def twice(event: RoomEvent) -> None:
             tell(event)
             if event.kind is RoomEventKind.CONCLUDED:
@@ -172,12 +215,12 @@ class ConcludedIsToldTwice(Observed):
         return twice
 
 
-@mutant("released_before_concluded", "KV-THR-9")
+@mutant("released_before_concluded", "KV-THR-3")
 class ReleasedBeforeConcluded(Observed):
     """Observers hear of a room in order: here CONCLUDED comes after RELEASED."""
 
     @classmethod
-    def room_told(cls, tell: Tell) -> Tell:
+    def told(cls, tell: Tell) -> Tell:
         held: dict[int, RoomEvent] = {}
 
         def swapped(event: RoomEvent) -> None:
@@ -191,29 +234,16 @@ class ReleasedBeforeConcluded(Observed):
         return swapped
 
 
-@mutant("concluded_without_its_metric", "KV-THR-10")
+@mutant("concluded_without_its_metric", "KV-THR-3")
 class ConcludedWithoutItsMetric(Observed):
     """CONCLUDED carries the metric: here it does not."""
 
     @classmethod
-    def room_told(cls, tell: Tell) -> Tell:
+    def told(cls, tell: Tell) -> Tell:
         return lambda event: tell(replace(event, metric=None))
 
 
-@mutant("losses_are_not_told", "KV-THR-11")
-class LossesAreNotTold(Observed):
-    """Observers hear of a peer that was lost: here only of those that join."""
-
-    @classmethod
-    def peer_told(cls, tell: Tell) -> Tell:
-        def joined(event: PeerEvent) -> None:
-            if event.liveness.value == "ok":
-                tell(event)
-
-        return joined
-
-
-@mutant("told_under_the_lock", "KV-THR-12")
+@mutant("told_under_the_lock", "KV-THR-4")
 class ToldUnderTheLock(CommonKVManager):
     """An observer may call back into the manager: here it is told under the manager's lock, and hangs."""
 
@@ -221,41 +251,84 @@ class ToldUnderTheLock(CommonKVManager):
         super().__init__(*args, **named)
         observers = self._parts.observers._observers
 
-        def tell(event: RoomEvent | PeerEvent) -> None:
-            if isinstance(event, PeerEvent):
-                observers.tell_peer(event)
-            else:
-                observers.tell_room(event)
+        def tell(event: Any) -> None:
+            (observers.tell_room if isinstance(event, RoomEvent) else observers.tell_peer)(event)
 
         self._runner._tell = tell
 
 
-@mutant("told_on_the_engines_thread", "KV-THR-13")
-class ToldOnTheEnginesThread(Observed):
-    """A slow observer holds up nobody: here the next call of the engine waits for it."""
-
-    busy: threading.Lock
+@mutant("observer_stops_the_others", "KV-THR-5")
+class ObserverStopsTheOthers(Observed):
+    """An observer that raises stops no other: here nobody after it is told."""
 
     @classmethod
     def observers(cls, given: Observers) -> Observers:
-        cls.busy = threading.Lock()
+        def all_of_them(event: RoomEvent) -> None:
+            for tell in given.room:
+                tell(event)
 
-        def slow(tell: Tell) -> Tell:
+        return Observers((all_of_them,) if given.room else (), given.peer)
+
+
+@mutant("observer_stops_itself", "KV-THR-5")
+class ObserverStopsItself(Observed):
+    """An observer's SystemExit stops nothing: here it ends the thread that tells all of them."""
+
+    @classmethod
+    def observers(cls, given: Observers) -> Observers:
+        ended: list[BaseException] = []
+
+        def guarded(tell: Tell) -> Tell:
             def told(event: RoomEvent) -> None:
-                with cls.busy:
+                if ended:
+                    return
+                try:
                     tell(event)
+                except SystemExit as error:
+                    ended.append(error)
 
             return told
 
-        return Observers(tuple(map(slow, given.room)), given.peer)
+        return Observers(tuple(map(guarded, given.room)), tuple(map(guarded, given.peer)))
 
-    def create_receiver(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVReceiver:
-        with self.busy:
-            return super().create_receiver(bootstrap_addr, bootstrap_room)
 
-    def create_sender(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVSender:
-        with self.busy:
-            return super().create_sender(bootstrap_addr, bootstrap_room)
+@mutant("told_by_the_caller", "KV-THR-9")
+class ToldByTheCaller(CommonKVManager):
+    """Observers are told on a thread of their own: here on whichever thread something was decided, the engine's, too."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        runner: Any = self._runner
+        observers, untold = self._parts.observers._observers, deque[Any]()
+        after = runner._after
+
+        def told(wake: bool, later: list[Any]) -> None:
+            after(wake, later)
+            while untold:
+                event = untold.popleft()
+                (observers.tell_room if isinstance(event, RoomEvent) else observers.tell_peer)(event)
+
+        runner._after, runner._tell = told, untold.append
+
+
+@mutant("losses_are_not_told", "KV-THR-10")
+class LossesAreNotTold(Observed):
+    """Observers hear of a peer that was lost: here only of those that join."""
+
+    @classmethod
+    def observers(cls, given: Observers) -> Observers:
+        def joined(tell: Tell) -> Tell:
+            return lambda event: tell(event) if event.liveness is Liveness.OK else None
+
+        return Observers(given.room, tuple(map(joined, given.peer)))
+
+
+@mutant("health_is_empty", "KV-THR-11")
+class HealthIsEmpty(CommonKVManager):
+    """``health`` tells of each thread: here of none."""
+
+    def health(self) -> dict[str, Any]:
+        return {}
 
 
 # -- liveness ----------------------------------------------------------------------------------------------------------
@@ -268,52 +341,46 @@ class Watching(CommonKVManager):
         super().__init__(*args, **named)
         self.change(self._machine)
 
-    def change(self, machine: Machine) -> None:
+    def change(self, machine: Any) -> None:
         """Change the machine, before anything has happened."""
         raise NotImplementedError
+
+
+def nothing(machine: Any) -> Callable[..., Any]:
+    """A public method of a machine that changes nothing."""
+    return lambda *args: machine._settle(args[-1])
 
 
 @mutant("death_is_not_noticed", "KV-LIVE-3")
 class DeathIsNotNoticed(Watching):
     """The rooms of a peer that died fail: here they wait for it."""
 
-    def change(self, machine: Machine) -> None:
-        machine.on_connection_lost = lambda *_args: machine._settle(_args[-1])  # type: ignore[method-assign]
-        machine.on_connection_refused = lambda *_args: machine._settle(_args[-1])  # type: ignore[method-assign]
+    def change(self, machine: Any) -> None:
+        machine.on_connection_lost = machine.on_connection_refused = nothing(machine)
         machine._on_timer["probe"] = lambda *_args: None
 
 
-@mutant("slow_is_dead", "KV-LIVE-4")
-class SlowIsDead(Watching):
-    """A peer that is slow and lives is not lost: here one missed probe is enough."""
+@mutant("death_of_one_fails_all", "KV-LIVE-1")
+class DeathOfOneFailsAll(Watching):
+    """The rooms of other peers do not notice a death: here all fail."""
 
-    def change(self, machine: Machine) -> None:
-        new_peer = machine._new_peer
+    def change(self, machine: Any) -> None:
+        gone = machine._peer_gone
 
-        def impatient(*args: Any) -> Peer:
-            peer = new_peer(*args)
-            peer.liveness._dead_after = 1
-            return peer
+        def all_of_them(peer: Peer, links: list[Any], now: float) -> None:
+            gone(peer, links, now)
+            for room in list(machine.live.values()):
+                if not room.ended and room.links and machine.me.role is Role.PREFILL:
+                    machine._invalid(room, "another peer was lost", now)
 
-        machine._new_peer = impatient  # type: ignore[method-assign]
-
-
-@mutant("suspects_stay_suspect", "KV-LIVE-5")
-class SuspectsStaySuspect(Watching):
-    """A suspect peer that answers again is fine again: here it is lost."""
-
-    def change(self, machine: Machine) -> None:
-        def lost(peer: Peer, now: float) -> None:
-            machine._drop_peer(peer, FailureCode.PEER_LOST, "was suspect once", now)
-
-        machine._peer_recovered = lost  # type: ignore[method-assign]
+        machine._peer_gone = all_of_them
 
 
-@mutant("death_frees_the_pages", "KV-LIVE-6")
+@mutant("death_frees_the_pages", "KV-ABORT-8")
 class DeathFreesThePages(Watching):
     """That a peer is taken for dead proves nothing about its writes: here its rooms' pages are free then."""
 
-    def change(self, machine: Machine) -> None:
+    def change(self, machine: Any) -> None:
         gone = machine._peer_gone
 
         def free(peer: Peer, links: list[Any], now: float) -> None:
@@ -321,82 +388,128 @@ class DeathFreesThePages(Watching):
                 link.exposed = False
             gone(peer, links, now)
 
-        machine._peer_gone = free  # type: ignore[method-assign]
+        machine._peer_gone = free
 
 
-@mutant("death_of_one_fails_all", "KV-LIVE-7")
-class DeathOfOneFailsAll(Watching):
-    """The rooms of other peers do not notice a death: here all fail."""
+@mutant("one_miss_is_death", "KV-LIVE-4")
+class OneMissIsDeath(Watching):
+    """A peer that is slow and lives is not lost: here one missed probe is enough."""
 
-    def change(self, machine: Machine) -> None:
-        gone = machine._peer_gone
+    def change(self, machine: Any) -> None:
+        new_peer = machine._new_peer
 
-        def all_of_them(peer: Peer, links: list[Any], now: float) -> None:
-            gone(peer, links, now)
-            for room in list(machine.live.values()):
-                if not room.ended and room.links:
-                    machine._invalid(room, "another peer was lost", now)
+        def impatient(*args: Any) -> Peer:
+            peer: Peer = new_peer(*args)
+            peer.liveness._dead_after = 1
+            return peer
 
-        machine._peer_gone = all_of_them  # type: ignore[method-assign]
+        machine._new_peer = impatient
+
+
+@mutant("suspects_are_dropped", "KV-LIVE-5")
+class SuspectsAreDropped(Watching):
+    """A suspect peer that answers again is fine again: here it is lost."""
+
+    def change(self, machine: Any) -> None:
+        def lost(peer: Peer, now: float) -> None:
+            machine._drop_peer(peer, FailureCode.PEER_LOST, "was suspect once", now)
+
+        machine._peer_recovered = lost
+
+
+@mutant("peers_by_their_address", "KV-RST-1")
+class PeersByTheirAddress(Watching):
+    """A process that takes the place of another one is a new peer: here nobody is let in at an address that was a peer's once."""
+
+    def change(self, machine: Any) -> None:
+        hello, names = machine._on_hello, dict[str, str]()
+
+        def by_address(packet: Any, now: float) -> None:
+            if names.setdefault(packet.introduction.endpoint, packet.sender) == packet.sender:
+                hello(packet, now)
+
+        machine._on_hello = by_address
+
+
+@mutant("route_is_asked_for_once", "KV-RST-2")
+class RouteIsAskedForOnce(Watching):
+    """A restarted prefill instance is found at its address: here the first answer of the bootstrap server holds for ever."""
+
+    def change(self, machine: Any) -> None:
+        if machine.me.role is Role.DECODE:
+            on_route = machine.on_route
+            known: dict[str, Any] = {}
+
+            def first(addr: str, route: Any, now: float) -> Any:
+                ready = getattr(route, "ranks", None)
+                if ready:
+                    known.setdefault(addr, route)
+                return on_route(addr, known.get(addr, route), now)
+
+            machine.on_route = first
 
 
 # -- looking in, and the end -------------------------------------------------------------------------------------------
 
 
-@mutant("rooms_are_kept_in_a_list", "KV-CLEAR-9")
-class RoomsAreKept(CommonKVManager):
-    """The snapshot goes back to 0 when all rooms are cleared: here it counts every room that there ever was."""
-
-    opened = 0
-
-    def create_receiver(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVReceiver:
-        self.opened += 1
-        return super().create_receiver(bootstrap_addr, bootstrap_room)
-
-    def snapshot(self) -> dict[str, Any]:
-        return super().snapshot() | {"rooms": self.opened}
-
-
-@mutant("health_is_empty", "KV-END-11")
-class HealthIsEmpty(CommonKVManager):
-    """``health`` tells of each thread: here of none."""
-
-    def health(self) -> dict[str, Any]:
-        return {}
-
-
-@mutant("manager_close_twice_raises", "KV-END-12")
-class ManagerCloseTwiceRaises(CommonKVManager):
-    """A manager's ``close`` is idempotent: here the second one raises."""
-
-    def close(self) -> None:
-        if self._closed:
-            raise ManagerClosed("it is closed already")
-        super().close()
-
-
-@mutant("manager_close_leaves_rooms", "KV-END-13")
-class ManagerCloseLeavesRooms(CommonKVManager):
-    """``close`` ends every room (code closed): here those that are live stay as they are."""
-
-    def close(self) -> None:
-        self._machine.close = lambda now: self._machine._settle(now)  # type: ignore[method-assign]
-        self.config = replace(self.config, close_timeout_s=0.05)
-        super().close()
-
-
-@mutant("manager_close_leaves_a_thread", "KV-END-14")
-class ManagerCloseLeavesAThread(CommonKVManager):
-    """``close`` joins every thread: here the control thread goes on."""
-
-    def close(self) -> None:
-        self._parts.control.close = lambda _deadline: True  # type: ignore[method-assign]
-        super().close()
-
-
-@mutant("manager_is_picklable", "KV-FAIL-17")
-class ManagerIsPicklable(CommonKVManager):
+@mutant("manager_can_be_copied", "KV-FAIL-10")
+class ManagerCanBeCopied(CommonKVManager):
     """A manager refuses to be pickled: here it becomes a text."""
 
     def __reduce__(self) -> Any:
         return (str, (repr(self),))
+
+
+@mutant("manager_close_twice_raises", "KV-END-1")
+class ManagerCloseTwiceRaises(CommonKVManager):
+    """``close`` is idempotent: here the third one raises."""
+
+    closings = 0
+
+    def close(self) -> None:
+        self.closings += 1
+        if self.closings == 3:
+            raise ManagerClosed("it is closed already")
+        super().close()
+
+
+@mutant("close_leaves_rooms", "KV-END-1")
+class CloseLeavesRooms(Settled):
+    """``close`` ends every room with code closed: here those that are live stay as they are."""
+
+    @classmethod
+    def configured(cls, config: TransferConfig) -> TransferConfig:
+        return replace(config, close_timeout_s=0.05)
+
+    def close(self) -> None:
+        machine: Any = self._machine
+        machine.close = machine._settle
+        super().close()
+
+
+@mutant("close_leaves_a_thread", "KV-END-3")
+class CloseLeavesAThread(CommonKVManager):
+    """``close`` joins every thread: here one goes on that would have written the log."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        threading.Thread(target=threading.Event().wait, name="kv-log").start()
+
+
+@mutant("close_leaves_a_reader", "KV-END-5")
+class CloseLeavesAReader(CommonKVManager):
+    """After ``close`` nobody touches the memory: here a thread that keeps it from being paged out goes on."""
+
+    reading: ClassVar[list[threading.Thread]] = []
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        region = self._parts.rules.layout.regions()[0]
+
+        def read() -> None:
+            while True:
+                ctypes.string_at(region.address, 1)
+                sleep(0.05)
+
+        self.reading.append(threading.Thread(target=read, name="kv-warm"))
+        self.reading[-1].start()

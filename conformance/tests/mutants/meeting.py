@@ -6,12 +6,11 @@ import secrets
 import struct
 from collections.abc import Iterator, Sequence
 
-from kv_core import TransferState, TransportError
+from conformance.tests.mutants.base import mutant
+from kv_core import TransportError
 from kv_core.contract.transport import (
     PeerKey,
-    Prepared,
     Transfer,
-    TransferBatch,
     TransferPlan,
     TransferProgress,
     TransportContext,
@@ -20,7 +19,6 @@ from kv_fake import FakeTransport
 from kv_fake.outbound import FakeTransfer, Outbound
 from kv_fake.transport import FakePrepared
 from kv_fake.wire import TOKEN_BYTES, Descriptor
-from conformance.tests.mutants.base import mutant
 
 
 @mutant("descriptor_is_not_checked", "KV-PEER-1")
@@ -94,17 +92,17 @@ class DescriptorIsUsedUp(FakeTransport):
         return super().local_descriptor()
 
 
-@mutant("remove_forgets_what_is_outstanding", "KV-PEER-6")
+@mutant("remove_forgets_what_is_outstanding", "KV-ABORT-12")
 class RemoveForgetsWhatIsOutstanding(FakeTransport):
     """Transfers that are outstanding to a removed peer stay in ``progress``: here nothing is heard of them any more."""
 
     def progress(self, transfers: Sequence[Transfer]) -> Iterator[TransferProgress]:
         for record in super().progress(transfers):
-            if record.transfer.peer in self._peers or record.quiescent and not record.transfer.started:
+            if record.transfer.peer in self._peers or (record.quiescent and not record.transfer.started):
                 yield record
 
 
-@mutant("removed_is_quiescent", "KV-PEER-7")
+@mutant("removed_is_quiescent", "KV-ABORT-12")
 class RemovedIsQuiescent(FakeTransport):
     """Outstanding transfers to a removed peer are quiescent when no byte can land any more: here at once."""
 
@@ -116,7 +114,7 @@ class RemovedIsQuiescent(FakeTransport):
             transfer.quiescent = True
 
 
-@mutant("remove_waits", "KV-PEER-8")
+@mutant("remove_waits", "KV-ABORT-12")
 class RemoveWaits(FakeTransport):
     """``remove_peer`` does not wait for what is outstanding: here it does."""
 
@@ -195,18 +193,3 @@ class RefusesASecondPeer(FakeTransport):
         if self._peers:
             raise TransportError("there is a peer already", quiescent=True)
         super().add_peer(peer, descriptor)
-
-
-@mutant("submit_raises_for_a_dead_peer", "KV-FAIL-3")
-class SubmitRaisesOSError(FakeTransport):
-    """``submit`` raises nothing but kv-core's errors: here it tries the connection itself, and lets its error out."""
-
-    def submit(self, prepared: Prepared, batch: TransferBatch) -> FakeTransfer:
-        transfer = super().submit(prepared, batch)
-        while transfer.state is TransferState.PENDING and not transfer.started:
-            self.wait(0.05)
-        if transfer.state is TransferState.FAILED:
-            raise OSError(transfer.error)
-        return transfer
-
-

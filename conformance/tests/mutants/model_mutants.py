@@ -196,17 +196,6 @@ class PollOfTheNextLife(CommonKVSender):
         return super().poll() if current is None or super().poll() is not KVPoll.Success else current.poll
 
 
-@mutant("release_of_the_next_life", "KV-MODEL-1")
-class ReleaseOfTheNextLife(CommonKVReceiver):
-    """``is_release_safe`` is of one room: here it is answered for the room that has the number now, if it has ended."""
-
-    def is_release_safe(self) -> bool:
-        current = self._runner.machine.table.get(self.room)
-        if current is None or current is self._room or not self._room.ended:
-            return super().is_release_safe()
-        return current.release_safe or super().is_release_safe() or not current.links
-
-
 # -- managers whose protocol forgets which life is meant ---------------------------------------------------------------
 
 
@@ -294,6 +283,23 @@ class QuiescesTooSoonBackend:
 
     transport = _Slow
     manager = Manager
+
+
+@mutant("release_of_the_next_life", "KV-MODEL-1")
+class ReleaseOfTheNextLife:
+    """``is_release_safe`` is of one room: here a cleared handle's is answered by the number, and while no other room has it,
+    there is nobody to say no.
+    """
+
+    class Receiver(CommonKVReceiver):
+        """The receiver."""
+
+        def is_release_safe(self) -> bool:
+            current = self._runner.machine.table.get(self.room)
+            return super().is_release_safe() or (self._room.cleared and current is not None and not current.links)
+
+    transport = _Slow
+    receiver = Receiver
 
 
 @mutant("late_read", "KV-MODEL-1")

@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from conformance.tests.mutants.base import PLUGIN, info, mutant, record_mutant, text_mutant
 from kv_core import BackendRecord, BaseKVReceiver, BaseKVSender
 from kv_core.contract.transport import Prepared, TransferBatch
 from kv_core.runtime import CommonKVManager, CommonKVReceiver, CommonKVSender
 from kv_fake import FakeTransport
 from kv_fake.outbound import FakeTransfer
-from conformance.tests.mutants.base import PLUGIN, info, mutant, record_mutant, text_mutant
 
 # -- the plugin's text -------------------------------------------------------------------------------------------------
 
 
 text_mutant(
-    "no_marker", "KV-ID-4", "The plugin's hook has kv-core's marker: here it has none.", PLUGIN.replace("@hookimpl\n", "")
+    "no_marker",
+    "KV-ID-4",
+    "The plugin's hook has kv-core's marker: here it has none.",
+    PLUGIN.replace("@hookimpl\n", ""),
 )
 text_mutant(
     "wrong_parameters",
@@ -40,7 +43,8 @@ text_mutant(
     "starts_a_thread_at_import",
     "KV-ID-9",
     "Importing a plugin starts no thread: here one waits.",
-    "import threading\n\nthreading.Thread(target=threading.Event().wait, name='at-import', daemon=True).start()\n" + PLUGIN,
+    "import threading\n\nthreading.Thread(target=threading.Event().wait, name='at-import', daemon=True).start()\n"
+    + PLUGIN,
 )
 text_mutant(
     "opens_a_socket_at_import",
@@ -54,6 +58,7 @@ text_mutant(
     "Importing a plugin writes nothing: here it greets.",
     "import sys\n\nsys.stdout.write('loading ...\\n')\n" + PLUGIN,
 )
+
 
 @mutant("two_of_a_name", "KV-ID-1", rivals=True)
 class TwoOfAName(FakeTransport):
@@ -188,5 +193,5 @@ class ReceiverSignatureDrift(CommonKVReceiver):
 class AsyncPoll(CommonKVSender):
     """No method is async: here ``poll`` is."""
 
-    async def poll(self) -> Any:
+    async def poll(self) -> Any:  # type: ignore[override]
         return super().poll()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from time import monotonic
 
+from conformance.tests.mutants.base import FAKE, mutant
 from kv_core import Capability, NotSupported, TransferState
 from kv_core.contract.transport import (
     PeerKey,
@@ -16,7 +17,6 @@ from kv_core.contract.transport import (
 )
 from kv_fake import FakeTransport
 from kv_fake.outbound import FakeTransfer
-from conformance.tests.mutants.base import FAKE, mutant
 
 
 @mutant("reference", "", like="reference")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Sequence
+
+from conformance.tests.mutants.base import mutant
 from kv_core import Region, RegistrationError, TransportError
 from kv_fake import FakeTransport
-from conformance.tests.mutants.base import mutant
 
 
 @mutant("registration_without_rollback", "KV-MEM-1")
@@ -108,7 +109,9 @@ class RefusesOverlapOfTwoCalls(FakeTransport):
     def register_memory(self, regions: Sequence[Region]) -> None:
         for position, region in enumerate(regions):
             for other in self._memory._regions:
-                inside = other.address <= region.address and region.address + region.nbytes <= other.address + other.nbytes
+                inside = (
+                    other.address <= region.address and region.address + region.nbytes <= other.address + other.nbytes
+                )
                 if _overlap(region, other) and not inside:
                     raise RegistrationError("this range overlaps another one", region=position, errno=errno.EEXIST)
         super().register_memory(regions)

@@ -3,123 +3,136 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from threading import get_ident
+from time import sleep
+from typing import Any, ClassVar
 
 import numpy as np
 
+from conformance.tests.mutants.base import mutant
 from kv_core import KVPoll
 from kv_core.contract.interfaces import Indices, Ready
 from kv_core.contract.memory import KV_POOL
-from kv_core.protocol.rooms import Offer
+from kv_core.protocol.rooms import Offer, Room
 from kv_core.runtime import CommonKVReceiver, CommonKVSender
-from conformance.tests.mutants.base import mutant
 
 
-@mutant("source_read_before_ready", "KV-XFER-18")
-class SourceReadBeforeReady(CommonKVSender):
-    """The source is read when ``ready.query()`` says so: here at once."""
+class Sending(CommonKVSender):
+    """A sender whose ``send`` is another one."""
 
     def send(
         self, kv_indices: Indices, *, state_indices: Mapping[str, Indices] | None = None, layers: range | None = None,
         ready: Ready | None = None,
     ) -> None:  # fmt: skip
-        super().send(kv_indices, state_indices=state_indices, layers=layers)
+        self.hand_over(kv_indices, state_indices, layers, ready)
+
+    def hand_over(
+        self, kv: Indices, states: Mapping[str, Indices] | None, layers: range | None, ready: Ready | None
+    ) -> None:
+        """What ``send`` does."""
+        super().send(kv, state_indices=states, layers=layers, ready=ready)
 
 
-@mutant("keeps_the_engines_array", "KV-XFER-19")
-class KeepsTheEnginesArray(CommonKVSender):
-    """``kv_indices`` is copied, and the engine may use its array again: here it is kept as it is."""
+@mutant("sixteen_chunks_at_most", "KV-XFER-11")
+class SixteenChunksAtMost(Sending):
+    """A room may come in any number of chunks: here those after the sixteenth are lost."""
 
-    def send(
-        self, kv_indices: Indices, *, state_indices: Mapping[str, Indices] | None = None, layers: range | None = None,
-        ready: Ready | None = None,
-    ) -> None:  # fmt: skip
-        good = isinstance(kv_indices, np.ndarray) and kv_indices.dtype == np.uint64
-        try:
-            self._checks.items(KV_POOL, kv_indices)
-            states = self._checks.states(state_indices)
-        except ValueError:
-            good = False
-        if good:
-            machine = self._runner.machine
-            self._runner.call(machine.send, self._room, kv_indices, states, layers, ready)  # type: ignore[attr-defined]
-        else:
-            super().send(kv_indices, state_indices=state_indices, layers=layers, ready=ready)
+    sent = 0
+
+    def hand_over(self, kv: Any, states: Any, layers: Any, ready: Any) -> None:
+        self.sent += 1
+        if self.sent <= 16:
+            super().hand_over(kv, states, layers, ready)
 
 
-@mutant("keeps_the_receivers_array", "KV-XFER-19")
-class KeepsTheReceiversArray(CommonKVReceiver):
-    """``kv_indices`` of ``send_metadata`` is copied: here it is kept as it is until the room moves on."""
+@mutant("small_integers_are_bytes", "KV-XFER-11")
+class SmallIntegersAreBytes(Sending):
+    """Indices may be of any integer dtype: here those of 16 bits are read as bytes."""
+
+    def hand_over(self, kv: Any, states: Any, layers: Any, ready: Any) -> None:
+        if isinstance(kv, np.ndarray) and kv.dtype == np.int16:
+            kv = kv.view(np.uint8)[: kv.size]
+        super().hand_over(kv, states, layers, ready)
+
+
+@mutant("pages_of_the_last_room", "KV-XFER-12")
+class PagesOfTheLastRoom(CommonKVReceiver):
+    """Each room has its own pages: here two rooms that name theirs one after the other, before prefill has taken them, share
+    those of the first.
+    """
+
+    last: ClassVar[tuple[Room, Any] | None] = None
 
     def send_metadata(
         self, kv_indices: Indices, *, aux_index: int | None = None,
         state_indices: Mapping[str, Indices] | None = None, decode_prefix_len: int = 0,
     ) -> None:  # fmt: skip
-        if isinstance(kv_indices, np.ndarray) and kv_indices.dtype == np.uint64 and kv_indices.ndim == 1:
-            offer = Offer(kv_indices, self._checks.states(state_indices), self._checks.row(aux_index), decode_prefix_len)
-            self._runner.call(self._runner.machine.offer, self._room, offer)  # type: ignore[attr-defined]
+        before, size = PagesOfTheLastRoom.last, len(kv_indices)
+        PagesOfTheLastRoom.last = (self._room, kv_indices)
+        if before is not None and before[0].poll is KVPoll.WaitingForInput and len(before[1]) == size and size > 4:
+            kv_indices = before[1]
+        super().send_metadata(
+            kv_indices, aux_index=aux_index, state_indices=state_indices, decode_prefix_len=decode_prefix_len
+        )
+
+
+@mutant("early_chunks_are_lost", "KV-XFER-14")
+class EarlyChunksAreLost(Sending):
+    """Either side may come first: here what is sent before decode is there is lost."""
+
+    def hand_over(self, kv: Any, states: Any, layers: Any, ready: Any) -> None:
+        if self._room.poll is not KVPoll.Bootstrapping:
+            super().hand_over(kv, states, layers, ready)
+
+
+@mutant("empty_send_is_nothing", "KV-XFER-15")
+class EmptySendIsNothing(Sending):
+    """One empty send completes a room without pages: here it does nothing."""
+
+    def hand_over(self, kv: Any, states: Any, layers: Any, ready: Any) -> None:
+        if len(kv) or states:
+            super().hand_over(kv, states, layers, ready)
+
+
+@mutant("source_read_before_ready", "KV-XFER-19")
+class SourceReadBeforeReady(Sending):
+    """The source is read when ``ready.query()`` says so: here at once."""
+
+    def hand_over(self, kv: Any, states: Any, layers: Any, ready: Any) -> None:
+        super().hand_over(kv, states, layers, None)
+
+
+@mutant("keeps_the_engines_array", "KV-XFER-21")
+class KeepsTheEnginesArray(Sending):
+    """``kv_indices`` is copied, and the engine may use its array again: here it is kept as it is, if its dtype is right."""
+
+    def hand_over(self, kv: Any, states: Any, layers: Any, ready: Any) -> None:
+        if isinstance(kv, np.ndarray) and kv.dtype == np.uint64 and not states and layers is None:
+            machine: Any = self._runner.machine
+            self._runner.call(machine.send, self._room, kv, {}, None, ready)
+        else:
+            super().hand_over(kv, states, layers, ready)
+
+
+@mutant("keeps_the_receivers_array", "KV-XFER-21")
+class KeepsTheReceiversArray(CommonKVReceiver):
+    """``kv_indices`` of ``send_metadata`` is copied: here it is kept as it is, if its dtype is right."""
+
+    def send_metadata(
+        self, kv_indices: Indices, *, aux_index: int | None = None,
+        state_indices: Mapping[str, Indices] | None = None, decode_prefix_len: int = 0,
+    ) -> None:  # fmt: skip
+        if isinstance(kv_indices, np.ndarray) and kv_indices.dtype == np.uint64 and not state_indices:
+            offer = Offer(kv_indices, {}, aux_index, decode_prefix_len)
+            machine: Any = self._runner.machine
+            self._runner.call(machine.offer, self._room, offer)
         else:
             super().send_metadata(
                 kv_indices, aux_index=aux_index, state_indices=state_indices, decode_prefix_len=decode_prefix_len
             )
 
 
-@mutant("layers_are_ignored_by_send", "KV-XFER-20")
-class LayersAreIgnoredBySend(CommonKVSender):
-    """A chunk may be of some layers: here it is taken for all, and the room ends too early."""
-
-    def send(
-        self, kv_indices: Indices, *, state_indices: Mapping[str, Indices] | None = None, layers: range | None = None,
-        ready: Ready | None = None,
-    ) -> None:  # fmt: skip
-        if layers is None or layers.start == 0:
-            super().send(kv_indices, state_indices=state_indices, ready=ready)
-
-
-@mutant("send_waits", "KV-POLL-8")
-class SendWaits(CommonKVSender):
-    """``send`` never blocks: here it waits for the end of the room."""
-
-    def send(
-        self, kv_indices: Indices, *, state_indices: Mapping[str, Indices] | None = None, layers: range | None = None,
-        ready: Ready | None = None,
-    ) -> None:  # fmt: skip
-        super().send(kv_indices, state_indices=state_indices, layers=layers, ready=ready)
-        while self._room.complete and not self._room.ended:
-            self._runner._lock.acquire(timeout=0.001) and self._runner._lock.release()
-
-
-@mutant("wrong_indices_raise", "KV-FAIL-11")
-class WrongIndicesRaise(CommonKVSender):
-    """A request that can't work is a failed room: here ``send`` raises."""
-
-    def send(
-        self, kv_indices: Indices, *, state_indices: Mapping[str, Indices] | None = None, layers: range | None = None,
-        ready: Ready | None = None,
-    ) -> None:  # fmt: skip
-        self._checks.items(KV_POOL, kv_indices)
-        super().send(kv_indices, state_indices=state_indices, layers=layers, ready=ready)
-
-
-@mutant("page_named_twice", "KV-FAIL-12")
-class PageNamedTwice(CommonKVReceiver):
-    """Two source pages can't land in one: here a page that is named twice is taken."""
-
-    def send_metadata(
-        self, kv_indices: Indices, *, aux_index: int | None = None,
-        state_indices: Mapping[str, Indices] | None = None, decode_prefix_len: int = 0,
-    ) -> None:  # fmt: skip
-        pages = np.asarray(kv_indices)
-        if pages.ndim == 1 and np.unique(pages).size != pages.size:
-            offer = Offer(self._checks.items(KV_POOL, pages), self._checks.states(state_indices),
-                          self._checks.row(aux_index), decode_prefix_len)  # fmt: skip
-            self._runner.call(self._runner.machine.offer, self._room, offer)  # type: ignore[attr-defined]
-            return
-        super().send_metadata(
-            kv_indices, aux_index=aux_index, state_indices=state_indices, decode_prefix_len=decode_prefix_len
-        )
-
-
-@mutant("prefix_is_forgotten", "KV-XFER-21")
+@mutant("prefix_is_forgotten", "KV-XFER-22")
 class PrefixIsForgotten(CommonKVSender):
     """decode_prefix_len is what decode has already: here always 0."""
 
@@ -128,15 +141,89 @@ class PrefixIsForgotten(CommonKVSender):
         return 0
 
 
-@mutant("success_of_a_wrong_count", "KV-FAIL-13")
-class SuccessOfAWrongCount(CommonKVSender):
+@mutant("layers_are_ignored_by_send", "KV-XFER-18")
+class LayersAreIgnoredBySend(Sending):
+    """A chunk may be of some layers: here the first one that is goes out on all of them, and the others are nothing."""
+
+    sent = False
+
+    def hand_over(self, kv: Any, states: Any, layers: Any, ready: Any) -> None:
+        if layers is None or not self.sent:
+            super().hand_over(kv, states, None, ready)
+        self.sent = self.sent or (layers is not None and self._room.complete)
+
+
+@mutant("wrong_indices_raise", "KV-FAIL-1")
+class WrongIndicesRaise(Sending):
+    """A call that can't be carried out fails the room: here ``send`` raises."""
+
+    def hand_over(self, kv: Any, states: Any, layers: Any, ready: Any) -> None:
+        self._checks.items(KV_POOL, kv)
+        super().hand_over(kv, states, layers, ready)
+
+
+@mutant("pages_beyond_are_cut_off", "KV-FAIL-1")
+class PagesBeyondAreCutOff(Sending):
     """More pages than announced fail the room: here the rest is cut off in silence."""
 
-    def send(
-        self, kv_indices: Indices, *, state_indices: Mapping[str, Indices] | None = None, layers: range | None = None,
-        ready: Ready | None = None,
-    ) -> None:  # fmt: skip
+    def hand_over(self, kv: Any, states: Any, layers: Any, ready: Any) -> None:
         expected = self._room.expected
-        if expected is not None and layers is None and self._room.poll is not KVPoll.Failed:
-            kv_indices = kv_indices[:expected]
-        super().send(kv_indices, state_indices=state_indices, layers=layers, ready=ready)
+        if isinstance(kv, (list, np.ndarray)) and expected is not None and len(kv) > expected:
+            kv = kv[:expected]
+        super().hand_over(kv, states, layers, ready)
+
+
+@mutant("page_named_twice", "KV-FAIL-2")
+class PageNamedTwice(CommonKVReceiver):
+    """Two source pages can't land in one: here a page that is named twice is taken, once."""
+
+    def send_metadata(
+        self, kv_indices: Indices, *, aux_index: int | None = None,
+        state_indices: Mapping[str, Indices] | None = None, decode_prefix_len: int = 0,
+    ) -> None:  # fmt: skip
+        pages = np.asarray(kv_indices)
+        if pages.ndim == 1 and pages.dtype.kind in "iu" and 0 < np.unique(pages).size < pages.size < 50:
+            kv_indices = list(dict.fromkeys(pages.tolist()))
+        super().send_metadata(
+            kv_indices, aux_index=aux_index, state_indices=state_indices, decode_prefix_len=decode_prefix_len
+        )
+
+
+@mutant("fills_up_what_decode_named", "KV-FAIL-3")
+class FillsUpWhatDecodeNamed(CommonKVSender):
+    """Prefill sends as many pages as decode named, or the room fails: here fewer are taken for as many as there are."""
+
+    def init(self, num_kv_indices: int, aux_index: int | None = None) -> None:
+        named = [link.pages.size for link in self._room.links.values() if link.pages is not None]
+        if named and 0 < named[0] < num_kv_indices:
+            num_kv_indices = int(named[0])
+        super().init(num_kv_indices, aux_index)
+
+    def send(self, kv_indices: Any, **named: Any) -> None:
+        expected = self._room.expected
+        super().send(kv_indices if expected is None else kv_indices[:expected], **named)
+
+
+@mutant("handle_of_one_thread", "KV-THR-2")
+class HandleOfOneThread(CommonKVSender):
+    """A handle may be used from any thread, one at a time: here only from the one that made it."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.thread = get_ident()
+
+    def init(self, num_kv_indices: int, aux_index: int | None = None) -> None:
+        if get_ident() != self.thread:
+            raise RuntimeError("this sender belongs to another thread")
+        super().init(num_kv_indices, aux_index)
+
+
+@mutant("send_waits", "KV-POLL-1")
+class SendWaits(Sending):
+    """``send`` never blocks: here it waits until its pages have been read."""
+
+    def hand_over(self, kv: Any, states: Any, layers: Any, ready: Any) -> None:
+        super().hand_over(kv, states, layers, ready)
+        room = self._room
+        while ready is None and room.poll is not KVPoll.Bootstrapping and room.unfinished and not room.ended:
+            sleep(0.001)

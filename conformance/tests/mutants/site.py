@@ -9,14 +9,14 @@ from conformance.tests.mutants.base import DISTRIBUTION, MODULE, VERSION, Mutant
 
 ROOT = Path(__file__).resolve().parents[3]
 """The repository: by this path in front, the plugin finds this package."""
-HARNESS = "conformance.tests.mutants.harness:MutantHarness"
+HARNESSES = "conformance.tests.mutants.harness"
 PACKAGE = "conformance.tests.mutants"
 
 
 def install(mutant: Mutant, folder: Path) -> None:
     """Write the plugin's module and its distribution's metadata into an empty folder."""
     backend = f"[kv_core.backends]\n{mutant.name} = {MODULE}\n"
-    _metadata(folder, DISTRIBUTION, f"{backend}\n[kv_core.conformance]\n{mutant.name} = {HARNESS}\n")
+    _metadata(folder, DISTRIBUTION, f"{backend}\n[kv_core.conformance]\n{mutant.name} = {HARNESSES}:{mutant.harness}\n")
     if mutant.rivals:
         _metadata(folder, f"{DISTRIBUTION}-rival", backend)
     text = mutant.plugin.replace("{package}", PACKAGE).replace("{name!r}", repr(mutant.name))
@@ -35,5 +35,8 @@ def _metadata(folder: Path, distribution: str, entry_points: str) -> None:
 
 def environment(folder: Path) -> dict[str, str]:
     """The environment of a process that shall see what is installed in ``folder``."""
+    # What a mutant, or a check of it, leaves in the folder for temporary files goes with the run.
+    scratch = folder / "tmp"
+    scratch.mkdir(exist_ok=True)
     path = [str(folder), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH", "")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "TMPDIR": str(scratch)}

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from time import monotonic
 
+from conformance.tests.mutants.base import mutant
+from conformance.tests.mutants.references import Timed
 from kv_core import TransferState, TransportError
-from kv_core.contract.transport import Prepared, Transfer, TransferBatch, TransferProgress, TransportContext
+from kv_core.contract.transport import PeerKey, Prepared, Transfer, TransferBatch, TransferProgress, TransportContext
 from kv_fake import FakeTransport
 from kv_fake.outbound import FakeTransfer
-from conformance.tests.mutants.base import mutant
 
-EARLY_S = 0.1
+STILL_S = 0.1
+LONG_S = 5.0
 DONE, FAILED, PENDING = TransferState.DONE, TransferState.FAILED, TransferState.PENDING
 
 
@@ -29,36 +31,104 @@ class Telling(FakeTransport):
         raise NotImplementedError
 
 
-@mutant("early_success", "KV-XFER-12")
-class EarlySuccess(FakeTransport):
-    """DONE means that every byte is in the peer's memory: here also that nobody complained for a tenth of a second."""
+class Impatient(FakeTransport):
+    """kv-fake with an end of its own for transfers of which no byte has moved for a while."""
+
+    limit_s = STILL_S
 
     def __init__(self, context: TransportContext) -> None:
-        self.since: dict[FakeTransfer, float] = {}
+        self.moved: dict[FakeTransfer, tuple[int, float]] = {}
         super().__init__(context)
-
-    def submit(self, prepared: Prepared, batch: TransferBatch) -> FakeTransfer:
-        transfer = super().submit(prepared, batch)
-        self.since[transfer] = monotonic()
-        return transfer
 
     def progress(self, transfers: Sequence[Transfer]) -> Iterator[TransferProgress]:
         yield from super().progress(transfers)
         for transfer in transfers:
             assert isinstance(transfer, FakeTransfer)
-            if transfer.state is PENDING and monotonic() > self.since[transfer] + EARLY_S:
+            if transfer.state is PENDING and transfer.pieces is not None:
+                moved, since = self.moved.setdefault(transfer, (0, monotonic()))
+                if moved != transfer.pieces._moved:
+                    self.moved[transfer] = (transfer.pieces._moved, monotonic())
+                elif monotonic() > since + self.limit_s:
+                    yield self.give_up(transfer)
+
+    def give_up(self, transfer: FakeTransfer) -> TransferProgress:
+        """What is told of it then."""
+        raise NotImplementedError
+
+    def release(self, transfer: Transfer) -> None:
+        assert isinstance(transfer, FakeTransfer)
+        self.moved.pop(transfer, None)
+        super().release(transfer)
+
+    def wait(self, timeout_s: float) -> None:
+        super().wait(min(timeout_s, self.limit_s) if self.moved else timeout_s)
+
+
+@mutant("early_success", "KV-ABORT-11")
+class EarlySuccess(Impatient):
+    """DONE means that every byte is in the peer's memory: here also that nobody complained for a tenth of a second."""
+
+    def give_up(self, transfer: FakeTransfer) -> TransferProgress:
+        return TransferProgress(transfer, DONE, quiescent=True)
+
+
+@mutant("slow_is_failed", "KV-LIVE-4")
+class SlowIsFailed(Impatient):
+    """A peer that stands still for a moment is slow: here what was on its way to it has failed after half a second."""
+
+    limit_s = 0.5
+
+    def give_up(self, transfer: FakeTransfer) -> TransferProgress:
+        transfer.fail("nothing has moved for half a second", quiescent=False)
+        return TransferProgress(transfer, FAILED, quiescent=False, error=transfer.error)
+
+
+@mutant("time_is_a_proof", "KV-ABORT-14")
+class TimeIsAProof(Impatient):
+    """A time-out does not make a transfer quiescent: here five seconds do."""
+
+    limit_s = LONG_S
+
+    def give_up(self, transfer: FakeTransfer) -> TransferProgress:
+        return TransferProgress(transfer, FAILED, quiescent=True, error="nothing has moved for five seconds")
+
+
+@mutant("done_when_begun", "KV-POLL-5")
+class DoneWhenBegun(FakeTransport):
+    """DONE means that every byte is in the peer's memory: here that the first one has left."""
+
+    def progress(self, transfers: Sequence[Transfer]) -> Iterator[TransferProgress]:
+        yield from super().progress(transfers)
+        for transfer in transfers:
+            assert isinstance(transfer, FakeTransfer)
+            if transfer.state is PENDING and transfer.pieces is not None and transfer.pieces._moved:
                 yield TransferProgress(transfer, DONE, quiescent=True)
 
-
-@mutant("done_is_not_quiescent", "KV-XFER-13")
-class DoneIsNotQuiescent(Telling):
-    """DONE implies quiescent: here it says that it is not."""
-
-    def tell(self, record: TransferProgress) -> TransferProgress:
-        return record._replace(quiescent=False) if record.state is DONE else record
+    def wait(self, timeout_s: float) -> None:
+        super().wait(min(timeout_s, 0.0005))
 
 
-@mutant("failed_is_always_quiescent", "KV-PEER-1")
+@mutant("done_is_quiescent_later", "KV-ABORT-11")
+class DoneIsQuiescentLater(FakeTransport):
+    """DONE implies quiescent: here only when it is told for the second time."""
+
+    def __init__(self, context: TransportContext) -> None:
+        self.told: set[FakeTransfer] = set()
+        super().__init__(context)
+
+    def progress(self, transfers: Sequence[Transfer]) -> Iterator[TransferProgress]:
+        for record in super().progress(transfers):
+            first = record.state is DONE and record.transfer not in self.told
+            self.told.add(record.transfer)
+            yield record._replace(quiescent=False) if first else record
+
+    def release(self, transfer: Transfer) -> None:
+        assert isinstance(transfer, FakeTransfer)
+        self.told.discard(transfer)
+        super().release(transfer)
+
+
+@mutant("failed_is_always_quiescent", "KV-ABORT-12")
 class FailedIsAlwaysQuiescent(Telling):
     """Quiescent is said of a failed transfer only when it is certain: here always."""
 
@@ -66,48 +136,65 @@ class FailedIsAlwaysQuiescent(Telling):
         return record._replace(quiescent=True) if record.state is FAILED else record
 
 
-@mutant("never_quiescent", "KV-ABORT-1")
+@mutant("never_quiescent", "KV-ABORT-9")
 class NeverQuiescent(Telling):
-    """A failed transfer is reported until it is quiescent, and at last it is: here never, if its bytes had been begun."""
+    """What is quiescent is told to be so at last: here never, of a failed transfer whose bytes had been begun."""
 
     def tell(self, record: TransferProgress) -> TransferProgress:
         begun = isinstance(record.transfer, FakeTransfer) and record.transfer.started
         return record._replace(quiescent=False) if record.state is FAILED and begun else record
 
 
-@mutant("tells_a_failure_once", "KV-PEER-2")
-class TellsAFailureOnce(Telling):
+@mutant("failure_is_told_once", "KV-ABORT-12")
+class FailureIsToldOnce(FakeTransport):
     """A failed transfer is reported again on each call until it is quiescent: here the first time only."""
 
-    told: set[int]
+    def __init__(self, context: TransportContext) -> None:
+        self.told: set[FakeTransfer] = set()
+        super().__init__(context)
 
-    def tell(self, record: TransferProgress) -> TransferProgress | None:
-        self.told = getattr(self, "told", set())
-        if record.state is FAILED:
-            if id(record.transfer) in self.told:
-                return None
-            self.told.add(id(record.transfer))
-        return record
+    def progress(self, transfers: Sequence[Transfer]) -> Iterator[TransferProgress]:
+        for record in super().progress(transfers):
+            if record.transfer not in self.told:
+                yield record
+            if record.state is FAILED:
+                self.told.add(record.transfer)
+
+    def release(self, transfer: Transfer) -> None:
+        assert isinstance(transfer, FakeTransfer)
+        self.told.discard(transfer)
+        super().release(transfer)
 
 
-@mutant("failure_without_a_word", "KV-FAIL-1")
-class FailureWithoutAWord(Telling):
+@mutant("fails_without_a_word", "KV-ABORT-13")
+class FailsWithoutAWord(Telling):
     """FAILED comes with a sentence that says why: here with none."""
 
     def tell(self, record: TransferProgress) -> TransferProgress:
         return record._replace(error=None)
 
 
-@mutant("dead_peer_is_pending", "KV-LIVE-1")
+@mutant("dead_peer_is_pending", "KV-ABORT-13")
 class DeadPeerIsPending(Telling):
-    """A transfer to a peer that died fails: here it is pending for ever."""
+    """A transfer to a process that has ended fails: here it is pending for ever."""
 
     def tell(self, record: TransferProgress) -> TransferProgress | None:
-        return None if record.state is FAILED and "connect" in str(record.error) else record
+        lost = record.error is not None and any(word in record.error for word in ("connect", "broke", "sending"))
+        gone = record.transfer.peer in self._peers  # a peer that was removed is another matter
+        return None if record.state is FAILED and lost and gone else record
 
 
-@mutant("progress_raises_on_failure", "KV-FAIL-2")
-class ProgressRaisesOnFailure(Telling):
+@mutant("closed_peer_is_pending", "KV-ABORT-22")
+class ClosedPeerIsPending(Telling):
+    """A transfer to a peer that has closed its transport fails: here it is pending for ever."""
+
+    def tell(self, record: TransferProgress) -> TransferProgress | None:
+        closed = record.error is not None and "closed the connection" in record.error
+        return None if record.state is FAILED and closed else record
+
+
+@mutant("progress_raises", "KV-ABORT-13")
+class ProgressRaises(Telling):
     """``progress`` tells of a failed transfer in its record: here it raises."""
 
     def tell(self, record: TransferProgress) -> TransferProgress:
@@ -116,57 +203,27 @@ class ProgressRaisesOnFailure(Telling):
         return record
 
 
-@mutant("done_then_failed", "KV-XFER-14")
+@mutant("done_then_failed", "KV-ABORT-16")
 class DoneThenFailed(FakeTransport):
-    """A transfer ends once: here one that was told to be done is told to have failed when it is asked about again."""
+    """A transfer ends once: here one that was done has failed when it is asked about again."""
+
+    def __init__(self, context: TransportContext) -> None:
+        self.told: set[FakeTransfer] = set()
+        super().__init__(context)
 
     def progress(self, transfers: Sequence[Transfer]) -> Iterator[TransferProgress]:
         for record in super().progress(transfers):
-            seen = getattr(self, "seen", set())
-            self.seen = seen
-            if record.state is DONE and id(record.transfer) in seen:
-                yield record._replace(state=FAILED, error="asked too late")
-            else:
-                seen.add(id(record.transfer))
-                yield record
+            again = record.transfer in self.told
+            self.told.add(record.transfer)
+            yield record._replace(state=FAILED, error="asked too late") if again else record
+
+    def release(self, transfer: Transfer) -> None:
+        assert isinstance(transfer, FakeTransfer)
+        self.told.discard(transfer)
+        super().release(transfer)
 
 
-@mutant("tells_of_strangers", "KV-XFER-15")
-class TellsOfStrangers(FakeTransport):
-    """``progress`` tells of the transfers that it is asked about: here also of those of the last call."""
-
-    last: Sequence[Transfer] = ()
-
-    def progress(self, transfers: Sequence[Transfer]) -> Iterator[TransferProgress]:
-        before, self.last = self.last, list(transfers)
-        yield from super().progress([*transfers, *(one for one in before if one not in transfers)])
-
-
-@mutant("progress_waits", "KV-POLL-1")
-class ProgressWaits(FakeTransport):
-    """``progress`` never waits: here it does, until one of the transfers has ended."""
-
-    def progress(self, transfers: Sequence[Transfer]) -> Iterator[TransferProgress]:
-        records = list(super().progress(transfers))
-        while transfers and not records:
-            self.wait(0.1)
-            records = list(super().progress(transfers))
-        yield from records
-
-
-@mutant("submit_waits", "KV-XFER-16")
-class SubmitWaits(FakeTransport):
-    """``submit`` returns without waiting for the bytes (threading model OWNER): here it waits for them."""
-
-    def submit(self, prepared: Prepared, batch: TransferBatch) -> FakeTransfer:
-        transfer = super().submit(prepared, batch)
-        while transfer.state is PENDING:
-            self.wait(0.1)
-            list(super().progress([transfer]))
-        return transfer
-
-
-@mutant("ends_with_its_neighbour", "KV-XFER-17")
+@mutant("ends_with_its_neighbour", "KV-XFER-7")
 class EndsWithItsNeighbour(FakeTransport):
     """Each transfer ends by itself: here all that are asked about are done when one is."""
 
@@ -178,7 +235,31 @@ class EndsWithItsNeighbour(FakeTransport):
             yield from (TransferProgress(one, DONE, quiescent=True) for one in transfers if id(one) not in told)
 
 
-@mutant("held_up_by_a_slow_peer", "KV-LIVE-2")
+@mutant("progress_waits", "KV-ABORT-11")
+class ProgressWaits(FakeTransport):
+    """``progress`` never waits: here it does, until one of the transfers has ended."""
+
+    def progress(self, transfers: Sequence[Transfer]) -> Iterator[TransferProgress]:
+        records = list(super().progress(transfers))
+        while transfers and not records:
+            self.wait(0.1)
+            records = list(super().progress(transfers))
+        yield from records
+
+
+@mutant("submit_waits", "KV-LIVE-7")
+class SubmitWaits(FakeTransport):
+    """``submit`` returns without waiting for the bytes (threading model OWNER): here it waits for them."""
+
+    def submit(self, prepared: Prepared, batch: TransferBatch) -> FakeTransfer:
+        transfer = super().submit(prepared, batch)
+        while transfer.state is PENDING:
+            self.wait(0.1)
+            list(super().progress([transfer]))
+        return transfer
+
+
+@mutant("held_up_by_a_slow_peer", "KV-LIVE-6")
 class HeldUpByASlowPeer(FakeTransport):
     """A peer that stands still holds up nobody else's transfers: here all wait for the first one that is pending."""
 
@@ -190,24 +271,55 @@ class HeldUpByASlowPeer(FakeTransport):
             yield records[id(transfer)]
 
 
-@mutant("engine_seconds_left_out", "KV-MET-1", like="timed")
-class EngineSecondsLeftOut(FakeTransport):
+@mutant("refuses_and_posts", "KV-FAIL-12")
+class RefusesAndPosts(FakeTransport):
+    """What ``submit`` refuses as quiescent is not written: here it has been posted before the peer was looked at."""
+
+    def __init__(self, context: TransportContext) -> None:
+        self.late: list[tuple[PeerKey, Prepared, TransferBatch]] = []
+        super().__init__(context)
+
+    def submit(self, prepared: Prepared, batch: TransferBatch) -> FakeTransfer:
+        try:
+            return super().submit(prepared, batch)
+        except TransportError:
+            self.late.append((prepared.peer, prepared, batch))
+            raise
+
+    def add_peer(self, peer: PeerKey, descriptor: bytes) -> None:
+        super().add_peer(peer, descriptor)
+        for old, prepared, batch in self.late:
+            if old.name == peer.name:
+                transfer = self.frame(prepared, batch)
+                transfer.peer = peer
+                self.post(transfer)
+        self.late = [one for one in self.late if one[0].name != peer.name]
+
+
+@mutant("engine_tells_no_time", "KV-MET-6", like="timed")
+class EngineTellsNoTime(FakeTransport):
     """Who declares ENGINE_LATENCY tells the engine's own time of each transfer: here none is told."""
 
 
-@mutant("engine_seconds_too_many", "KV-MET-2", like="timed")
-class EngineSecondsTooMany(Telling):
-    """The engine's own time lies between submission and end: here it is in milliseconds."""
+@mutant("engine_tells_milliseconds", "KV-MET-6", like="timed")
+class EngineTellsMilliseconds(Timed):
+    """The engine's own time is in seconds: here in milliseconds."""
 
-    def tell(self, record: TransferProgress) -> TransferProgress:
-        return record._replace(wire_seconds=50.0) if record.state is DONE else record
-
-
-@mutant("engine_seconds_negative", "KV-MET-3", like="timed")
-class EngineSecondsNegative(Telling):
-    """A duration is never negative: here the engine's is."""
-
-    def tell(self, record: TransferProgress) -> TransferProgress:
-        return record._replace(wire_seconds=-0.001) if record.state is DONE else record
+    def seconds(self, transfer: Transfer) -> float:
+        return 1e3 * super().seconds(transfer)
 
 
+@mutant("engine_tells_nothing", "KV-MET-6", like="timed")
+class EngineTellsZero(Timed):
+    """The engine's own time is more than 0: here it is counted from the end."""
+
+    def seconds(self, transfer: Transfer) -> float:
+        return 0.0
+
+
+@mutant("engine_counts_the_sending", "KV-MET-5", like="timed")
+class EngineCountsTheSending(Timed):
+    """The engine's own time is that on the wire: here at most a twentieth of a second, as long as handing over takes."""
+
+    def seconds(self, transfer: Transfer) -> float:
+        return min(0.05, super().seconds(transfer))

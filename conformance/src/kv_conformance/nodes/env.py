@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from time import monotonic, sleep
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -188,14 +189,16 @@ class Env:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for node in self._nodes:
-            self._see_fabric(node)
-            if kind is not None:
-                self.notes.append(f"{node.process.name}: {node.process.words()}")
-            node.process.end()
-            node.memory.close()
-        if self._server is not None:
-            self._server.close()
+        with ExitStack() as ending:  # whatever is met on the way, no process stays
+            if self._server is not None:
+                ending.callback(self._server.close)
+            for node in self._nodes:
+                ending.callback(node.memory.close)
+                ending.callback(node.process.end)
+            for node in self._nodes:
+                self._see_fabric(node)
+                if kind is not None:
+                    self.notes.append(f"{node.process.name}: {node.process.words()}")
 
     def _see_fabric(self, node: Node) -> None:
         if not isinstance(node, FaceNode) or node.process.frozen or not node.process.alive:

@@ -53,7 +53,7 @@ class Process:
         self.name = name
         self.patience_s = patience_s
         self.frozen = False
-        self._overdue = ""  # what it has not answered in time
+        self._owed = ""  # what it was told and has not answered
         context = get_context("forkserver")
         handle, log = tempfile.mkstemp(prefix=f"kv-conformance-{name}-", suffix=".log")
         os.close(handle)
@@ -82,10 +82,11 @@ class Process:
 
     def tell(self, method: str, *args: Any, **named: Any) -> None:
         """As ``ask``, without waiting: ``answer`` must follow before the next request."""
-        if self._overdue:
-            raise NodeError(f"{self.name} has not come back from {self._overdue}() yet, so {method}() can't be asked")
+        if self._owed:
+            raise NodeError(f"{self.name} has not come back from {self._owed}() yet, so {method}() can't be asked")
         try:
             self._pipe.send((method, args, named))
+            self._owed = method
         except (BrokenPipeError, ConnectionResetError):
             raise self._died(method) from None
 
@@ -97,10 +98,9 @@ class Process:
             if self._pipe not in ready and not self._pipe.poll():
                 if ready:
                     raise self._died(method)
-                self._overdue = method
                 raise NodeError(f"{self.name} did not come back from {method}() within {limit:.0f} s. {self.stacks()}")
             good, value = self._pipe.recv()
-            self._overdue = ""
+            self._owed = ""
         except (EOFError, ConnectionResetError):
             raise self._died(method) from None
         if good:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from resource import RUSAGE_SELF, getrusage
 from time import monotonic, sleep
@@ -54,11 +56,21 @@ def at_once(threads: int, action: Callable[[int], None]) -> None:
 # -- managers and handles ------------------------------------------------------------------------------------------------
 
 
-def elsewhere(function: Callable[..., Any], *args: Any) -> Any:
-    """Call the function on a thread that has never called one, and wait for it; what it returned, or raised."""
-    answers: SimpleQueue[Any] = SimpleQueue()
-    at_once(1, lambda _number: answers.put(function(*args)))
-    return answers.get()
+class Crew:
+    """A few threads that take turns: each call is made by another one than the last."""
+
+    def __init__(self, size: int = 3) -> None:
+        self._threads = itertools.cycle([ThreadPoolExecutor(1, f"engine-{number}") for number in range(size)])
+        self._size = size
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call the function on the next thread, and wait for it; what it returned, or raised."""
+        return next(self._threads).submit(function, *args).result()
+
+    def leave(self) -> None:
+        """End the threads."""
+        for thread in itertools.islice(self._threads, self._size):
+            thread.shutdown()
 
 
 def room_from_many_threads(
@@ -67,7 +79,7 @@ def room_from_many_threads(
     """One side of a room, from its opening to its last call, with each call from another thread: its last state, its failure, and
     whether its pages may be used again.
     """
-    deadline = monotonic() + limit_s
+    deadline, elsewhere = monotonic() + limit_s, Crew()
     prefill = server.order.role is Role.PREFILL
     handle: Handle = elsewhere(server.manager.create_sender if prefill else server.manager.create_receiver, addr, room)
     if isinstance(handle, BaseKVSender):
@@ -83,7 +95,9 @@ def room_from_many_threads(
     elsewhere(handle.clear)
     while not elsewhere(handle.is_release_safe) and monotonic() < deadline:
         sleep(PAUSE_S)
-    return elsewhere(handle.poll), elsewhere(handle.failure), elsewhere(handle.is_release_safe)
+    end = elsewhere(handle.poll), elsewhere(handle.failure), elsewhere(handle.is_release_safe)
+    elsewhere.leave()
+    return end
 
 
 def look_from_many_threads(server: FaceServer, addr: str, first: int, times: int) -> int:

@@ -1,39 +1,32 @@
-"""KV-MODEL-1's engine: does what two engines do with rooms, in an order that is drawn, and tells the book."""
+"""KV-MODEL-1: two engines and their nodes, which do things in an order that is drawn; after each of them both are looked at."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
-from time import monotonic, sleep
 from typing import Any, NamedTuple
 
-import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from kv_conformance.nodes.env import Env
 from kv_conformance.nodes.face import FaceNode
-from kv_conformance.nodes.memory import POISON, Shape
 from kv_conformance.suite.in_node_model import Call, forget, step
 from kv_conformance.suite.model_book import Book
-from kv_conformance.suite.model_ledger import Item, Ledger
-from kv_conformance.suite.model_life import Broken, Life
-from kv_conformance.suite.model_run import Budget, Tale, explore, guarded, with_tale
+from kv_conformance.suite.model_engines import OWN_ROOM, SHAPE, SIDES, Engines
+from kv_conformance.suite.model_ledger import Ledger
+from kv_conformance.suite.model_life import Broken
+from kv_conformance.suite.model_run import Budget, Patience, Tale, explore, guarded, with_tale
 from kv_core import KVPoll, Role
 
 ROOMS = (1, 2, 3)
 """Few numbers, so that they are used again: what belongs to an old life must not touch the new one. Each history has numbers
 of its own, these and 10 times its number: what is remembered of rooms that ended early (tombstones) ends with it.
 """
-OWN_ROOM = 9
-"""For rooms that the suite wants to go well."""
-SHAPE = Shape(kv=(2, 20, 96), aux=(1, 6, 32), gap=64)
-CONFIG = {"probe_interval_s": 0.5}
-PAUSE_S = 0.0003
+CONFIG = {"probe_interval_s": 0.5, "dead_after": 20}
+"""A process that is killed is noticed by its connections; one that only gets no processor time is not to be taken for dead."""
 SLOW = "unacknowledged_messages"
 """What takes its time to come to rest: looked at after the last history only."""
-SIDES = (Role.PREFILL, Role.DECODE)
 KINDS = {
     "go": 16, "go_far": 8, "go_both": 16, "abort": 4, "snatch": 10, "clear": 4, "renew": 10, "look": 3, "advance": 8,
     "good_room": 1, "open_twice": 1, "init_twice": 1,
@@ -57,30 +50,27 @@ class FaceWorld:
 
     def __init__(self, env: Env, crash_every: int) -> None:
         self.env = env
-        self.tale = Tale()
+        self.tale = Tale(f"{__name__}.replay")
         pair = env.pair(SHAPE, config=CONFIG)
         self._nodes = {Role.PREFILL: pair.prefill, Role.DECODE: pair.decode}
-        self._ledgers = {side: Ledger(node.memory) for side, node in self._nodes.items()}
-        self._free = {side: self._all_items() for side in SIDES}
-        self._handles: dict[Role, dict[int, Life]] = {side: {} for side in SIDES}
-        self._numbers = itertools.count(1)
+        self.engines = Engines(env, self.tale, *(Ledger(self._nodes[side].memory) for side in SIDES))
         self._crash_every = crash_every
         self._crash_at = -1
         self._salt = 0
-        self.book = Book(self._ledgers[Role.DECODE])
 
-    @staticmethod
-    def _all_items() -> dict[str, list[int]]:
-        return {pool: list(range(items)) for pool, (_, items, _) in SHAPE.pools().items()}
+    @property
+    def book(self) -> Book:
+        """The oracle of this history."""
+        return self.engines.book
 
     # -- a history -------------------------------------------------------------------------------------------------
 
     def begin(self, salt: int, crash_at: int) -> None:
         """A new history; everything is at rest."""
         self.tale.begin()
-        self.tale.acts.append((salt, crash_at))
         self._salt = salt
         self._crash_at = crash_at if self.tale.number % self._crash_every == 0 else -1
+        self.tale.acts.append((salt, self._crash_at))
 
     def act(self, act: Act) -> None:
         """One step, and a look at everything."""
@@ -104,15 +94,13 @@ class FaceWorld:
             calls: list[Call] = []
             for life in self.book.lives:
                 if life.side is side and not life.cleared and not life.dead:
-                    self._clear_life(life, calls)
+                    self.engines.clear(life, calls)
             self._turn({side: calls})
         self._settle()
         for node in self._nodes.values():
             self._rest(node, SLOW)
             node.call(forget)
-        for handles in self._handles.values():
-            handles.clear()
-        self.book = Book(self._ledgers[Role.DECODE])
+        self.engines.forget()
 
     def end(self) -> None:
         """After the last history: nothing is left of any."""
@@ -120,14 +108,13 @@ class FaceWorld:
             self._rest(node, "")
 
     def _rest(self, node: FaceNode, but: str) -> None:
-        deadline = monotonic() + self.env.patience_s
+        patience = Patience(self.env.patience_s)
         while left := [one for one in node.unrest() if not but or not one.startswith(but)]:
-            if monotonic() > deadline:
+            if not patience.lasts():
                 raise Broken(
                     f"{node.process.name}: every room was cleared and may be released, and the snapshot is not at rest after "
-                    f"{self.env.patience_s:.0f} s: {', '.join(left)}"
+                    f"{patience}: {', '.join(left)}"
                 )
-            sleep(PAUSE_S)
 
     def _number(self, room: int) -> int:
         return 10 * self.tale.number + room
@@ -149,40 +136,21 @@ class FaceWorld:
             if isinstance(answer, Exception):
                 raise answer
             for number, seen in answer.items():
-                self.book.saw(self._handles[side][number], seen)
+                self.book.saw(self.engines.handles[side][number], seen)
         self.book.check()
-        problem = self._ledgers[Role.PREFILL].wrong()
+        problem = self.engines.source.wrong()
         if problem:
             raise Broken(f"prefill's memory: {problem}")
-        self._reclaim()
+        self.engines.reclaim()
         self.book.step += 1
-
-    def _reclaim(self) -> None:
-        """Take back the pages that the engines may use again, and use them: they get other bytes at once."""
-        for life in self.book.lives:
-            done = life.cleared or life.state is KVPoll.Failed or life.side is Role.PREFILL
-            if life.freed or not (life.dead or (done and life.closed)):
-                continue
-            life.freed = True
-            for item in life.items:
-                self._free[life.side][item[0]].append(item[1])
-                if life.side is Role.DECODE:
-                    self._ledgers[life.side].poison(item)
-                else:
-                    self._refill(item)
-
-    def _refill(self, item: Item) -> None:
-        ledger = self._ledgers[Role.PREFILL]
-        ledger.write(item, self.env.random.integers(1, POISON, ledger.nbytes(item[0]), np.uint8))
 
     def _settle(self) -> None:
         """Wait until everything that must happen has happened."""
-        deadline = monotonic() + self.env.patience_s
+        patience = Patience(self.env.patience_s)
         self._turn()
         while waits := self.book.waits():
-            if monotonic() > deadline:
-                raise Broken(f"what must come did not come within {self.env.patience_s:.0f} s: {'; '.join(waits)}")
-            sleep(PAUSE_S)
+            if not patience.lasts():
+                raise Broken(f"what must come did not come within {patience}: {'; '.join(waits)}")
             self._turn()
 
     # -- acts ------------------------------------------------------------------------------------------------------
@@ -190,19 +158,19 @@ class FaceWorld:
     def _go(self, side: Role, room: int, luck: Random) -> None:
         """What an engine would do next with this room."""
         calls: list[Call] = []
-        self._next(side, room, luck, calls)
+        self.engines.next(side, room, luck, calls)
         self._turn({side: calls})
 
     def _go_far(self, side: Role, room: int, luck: Random) -> None:
         """The next three things at once."""
         calls: list[Call] = []
         for _ in range(3):
-            self._next(side, room, luck, calls)
+            self.engines.next(side, room, luck, calls)
         self._turn({side: calls})
 
     def _abort(self, side: Role, room: int, luck: Random) -> None:
         calls: list[Call] = []
-        self._abort_life(self.book.current(side, room), calls)
+        self.engines.abort(self.book.current(side, room), calls)
         self._turn({side: calls})
 
     def _go_both(self, side: Role, room: int, luck: Random) -> None:
@@ -210,30 +178,31 @@ class FaceWorld:
         calls: dict[Role, list[Call]] = {side: [], side.peer: []}
         for where in (side, side.peer):
             for _ in range(luck.randint(1, 3) if where not in self.book.down else 0):
-                self._next(where, room, luck, calls[where])
+                self.engines.next(where, room, luck, calls[where])
         self._turn(calls)
 
     def _snatch(self, side: Role, room: int, luck: Random) -> None:
-        """The next two things, and at once an abort or a clear, on either side: while the bytes are under way."""
+        """The next two things, and at once an abort or a clear, on either side, while the bytes are under way; or a new opening."""
         calls: dict[Role, list[Call]] = {side: [], side.peer: []}
         for _ in range(luck.randint(1, 2)):
-            self._next(side, room, luck, calls[side])
+            self.engines.next(side, room, luck, calls[side])
         if luck.random() < 0.6:
             self._turn(calls)
             calls = {side: [], side.peer: []}
         where = side.peer if luck.random() < 0.5 and side.peer not in self.book.down else side
         life = self.book.current(where, room)
-        if luck.random() < 0.5:
-            self._abort_life(life, calls[where])
-        elif life is not None:
-            self._clear_life(life, calls[where])
+        if luck.random() < 0.4:
+            self.engines.abort(life, calls[where])
+        else:
+            self.engines.clear(life, calls[where])
+            for _ in range(luck.randint(0, 2)):
+                self.engines.next(where, room, luck, calls[where])
         self._turn(calls)
 
     def _clear(self, side: Role, room: int, luck: Random) -> None:
         calls: list[Call] = []
         life = self.book.current(side, room)
-        if life is not None:
-            self._clear_life(life, calls)
+        self.engines.clear(life, calls)
         self._turn({side: calls})
 
     def _renew(self, side: Role, room: int, luck: Random) -> None:
@@ -245,10 +214,9 @@ class FaceWorld:
                 continue
             calls[where] = []
             life = self.book.current(where, room)
-            if life is not None:
-                self._clear_life(life, calls[where])
+            self.engines.clear(life, calls[where])
             for _ in range(luck.randint(1, 4)):
-                self._next(where, room, luck, calls[where])
+                self.engines.next(where, room, luck, calls[where])
             if not together:
                 self._turn(calls)
                 calls = {}
@@ -274,19 +242,18 @@ class FaceWorld:
     def _open_twice(self, side: Role, room: int, luck: Random) -> None:
         """Open the number although it may be in use."""
         calls: list[Call] = []
-        life = self._open(side, room, calls)
+        life = self.engines.open(side, room, calls)
         self._turn({side: calls})
         if life.taken:
             calls = []
-            self._clear_life(life, calls)
+            self.engines.clear(life, calls)
             self._turn({side: calls})
 
     def _init_twice(self, side: Role, room: int, luck: Random) -> None:
         life = self.book.current(side, room)
         calls: list[Call] = []
         if life is not None and life.initialised:
-            life.misused = life.misused or life.live
-            self._call(calls, life, "init", *((1,) if side is Role.PREFILL else ()))
+            self.engines.init_again(life, calls)
         self._turn({side: calls})
 
     # -- processes -------------------------------------------------------------------------------------------------
@@ -294,7 +261,7 @@ class FaceWorld:
     def _crash(self, side: Role) -> None:
         self.tale.tell(f"{side.value}'s process is killed")
         self._nodes[side].kill()
-        self._handles[side].clear()
+        self.engines.handles[side].clear()
         self.book.crashed(side)
         self._turn()
         self.env.reached("a process was killed")
@@ -307,15 +274,13 @@ class FaceWorld:
 
     def _recover(self) -> None:
         """After a restart: wait until rooms go well again."""
-        deadline = monotonic() + self.env.patience_s
+        patience = Patience(self.env.patience_s)
         luck = Random(0)  # noqa: S311 - it shall repeat
         while self.book.turmoil:
             if self._whole_room(luck):
                 self.book.recovered()
-            elif monotonic() > deadline:
-                raise Broken(
-                    f"a process was restarted, and no room has succeeded for {self.env.patience_s:.0f} s since"
-                )
+            elif not patience.lasts():
+                raise Broken(f"a process was restarted, and no room has succeeded for {patience} since")
 
     def _whole_room(self, luck: Random) -> bool:
         """A room from its opening to its end; whether it succeeded on both sides."""
@@ -323,116 +288,22 @@ class FaceWorld:
         for side in SIDES:
             calls: list[Call] = []
             for _ in range(2):
-                self._next(side, room, luck, calls)
+                self.engines.next(side, room, luck, calls)
             self._turn({side: calls})
         lives = [life for life in map(self.book.current, SIDES, (room, room)) if life is not None]
-        deadline = monotonic() + self.env.patience_s
-        while not all(life.ended is not None for life in lives) and monotonic() < deadline:
+        patience = Patience(self.env.patience_s)
+        while not all(life.ended is not None for life in lives) and patience.lasts():
             for side, life in zip(SIDES, lives, strict=True):
                 calls = []
                 if life.live and (life.pages is None or not life.complete):
-                    self._next(side, room, luck, calls)
+                    self.engines.next(side, room, luck, calls)
                 self._turn({side: calls})
         good = all(life.state is KVPoll.Success for life in lives)
         for side, life in zip(SIDES, lives, strict=True):
             calls = []
-            self._clear_life(life, calls)
+            self.engines.clear(life, calls)
             self._turn({side: calls})
         return good
-
-    # -- what an engine does next ----------------------------------------------------------------------------------
-
-    def _next(self, side: Role, room: int, luck: Random, calls: list[Call]) -> None:
-        life = self.book.current(side, room)
-        if life is None:
-            self._open(side, room, calls)
-        elif life.ended is not None:
-            self._clear_life(life, calls)
-        elif side is Role.DECODE:
-            self._next_of_receiver(life, luck, calls)
-        else:
-            self._next_of_sender(life, luck, calls)
-
-    def _next_of_sender(self, life: Life, luck: Random, calls: list[Call]) -> None:
-        if not life.initialised:
-            count = self._count(life, luck)
-            row = self._take(life, "aux", 1, luck) if life.room % 2 else []
-            if row or not life.room % 2:
-                life.initialised, life.count, life.aux = True, count, next(iter(row), None)
-                self._call(calls, life, "init", count, life.aux)
-        elif not life.complete:
-            assert life.count is not None, "it was announced"
-            left = life.count - len(life.pages or ())
-            pages = self._take(life, "kv", luck.randint(1, left) if left else 0, luck)
-            if pages or not left:
-                self._send(life, pages, luck, calls)
-
-    def _send(self, life: Life, pages: list[int], luck: Random, calls: list[Call]) -> None:
-        ledger = self._ledgers[Role.PREFILL]
-        contents = [ledger.content(("kv", page)) for page in pages]
-        aux = None if life.aux is None else ledger.content(("aux", life.aux))
-        layers: list[range | None] = [range(1), range(1, 2)] if pages and luck.random() < 0.25 else [None]
-        self.book.sent(life, pages, contents, calls=len(layers), aux=aux)
-        for some in layers:
-            self._call(calls, life, "send", pages, **({} if some is None else {"layers": some}))
-
-    def _next_of_receiver(self, life: Life, luck: Random, calls: list[Call]) -> None:
-        if not life.initialised:
-            life.initialised = True
-            self._call(calls, life, "init")
-        elif life.pages is None:
-            count = self._count(life, luck)
-            row = self._take(life, "aux", 1, luck) if life.room % 2 else []
-            if (row or not life.room % 2) and len(self._free[life.side]["kv"]) >= count:
-                pages = self._take(life, "kv", count, luck)
-                self.book.offered(life, pages, next(iter(row), None))
-                self._call(calls, life, "send_metadata", pages, aux_index=life.aux)
-
-    def _count(self, life: Life, luck: Random) -> int:
-        """How many pages: the number that the other side has named, nearly always."""
-        other = self.book.current(life.side.peer, life.room)
-        if (
-            other is not None
-            and other.live
-            and other.count is not None
-            and (luck.random() > 0.06 or life.room % 10 == OWN_ROOM)
-        ):
-            return other.count
-        return luck.choice((0, 1, 1, 2, 2, 2, 3, 3, 4))
-
-    def _take(self, life: Life, pool: str, count: int, luck: Random) -> list[int]:
-        free = self._free[life.side][pool]
-        if luck.random() < 0.5:
-            luck.shuffle(free)
-        else:
-            free.sort()  # as engines do: the same pages again and again
-        taken, free[:] = free[:count], free[count:]
-        return taken
-
-    def _open(self, side: Role, room: int, calls: list[Call]) -> Life:
-        number = next(self._numbers)
-        life = self.book.opened(f"{side.value[0]}{number}", side, room, monotonic())
-        self._handles[side][number] = life
-        self._call(calls, life, "open", self.env.addr, room)
-        if any(other.side is side and other.room == room and other is not life for other in self.book.lives):
-            self.env.reached("a number was used again")
-        return life
-
-    def _abort_life(self, life: Life | None, calls: list[Call]) -> None:
-        if life is not None:
-            self.book.cut(life, clear=False)
-            self._call(calls, life, "abort")
-
-    def _clear_life(self, life: Life, calls: list[Call]) -> None:
-        if life.state is KVPoll.Success:
-            self.env.reached("a room succeeded")
-        self.book.cut(life, clear=True)
-        self._call(calls, life, "clear")
-
-    def _call(self, calls: list[Call], life: Life, method: str, *args: Any, **named: Any) -> None:
-        calls.append(Call(int(life.name[1:]), method, args, named))
-        told = (*map(str, args), *(f"{name}={value}" for name, value in named.items()))
-        self.tale.tell(f"{life}: {method}({', '.join(told)})")
 
 
 def _acts() -> st.SearchStrategy[Act]:

@@ -122,9 +122,9 @@ class Ledger:
         at = int(np.flatnonzero(~good)[0])
         pool, number = item
         why = (
-            "bytes that are neither its room's own nor what was there before"
+            "with bytes that are neither what may land there nor what was there before"
             if item in self._open
-            else "and nobody may write it: it is free, or its room has ended and is_release_safe() said so"
+            else "and nothing may land there: it is free, or what was to land there was said to be over for good"
         )
         return (
             f"item {number} of pool {pool!r} was written, {why}: {int((~good).sum())} of {len(seen)} bytes, the first is "

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from time import monotonic, sleep
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, Verbosity, configuration, seed, settings
@@ -36,14 +37,37 @@ class Stopped(BaseException):
     """
 
 
+class Patience:
+    """Waiting for something that must happen: often at first, then less so."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self._deadline = monotonic() + limit_s
+        self._pause_s = 0.0003
+
+    def lasts(self) -> bool:
+        """Wait a moment; False, and at once, when the limit is over."""
+        if monotonic() > self._deadline:
+            return False
+        sleep(self._pause_s)
+        self._pause_s = min(1.2 * self._pause_s, 0.01)
+        return True
+
+    def __str__(self) -> str:
+        return f"{self.limit_s:.0f} s"
+
+
 @dataclass
 class Tale:
-    """What happened in one history: its acts, to be done again, and in words. error: what ended the run."""
+    """What happened in one history: its acts, to be done again, and in words. replay: the function that does them again.
+    error: what ended the run.
+    """
 
+    replay: str
     number: int = 0
     error: Exception | None = None
     interrupted: bool = False
-    acts: list[Any] = field(default_factory=list)
+    acts: list[tuple[Any, ...]] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
 
     def begin(self) -> None:
@@ -57,7 +81,8 @@ class Tale:
 
     def __str__(self) -> str:
         lines = "\n".join(self.words)
-        return f"The history, number {self.number} of this run:\n{lines}\nTo do it again: replay(env, {self.acts!r})"
+        acts = [tuple(act) for act in self.acts]
+        return f"The history, number {self.number} of this run:\n{lines}\nTo do it again: {self.replay}(env, {acts!r})"
 
 
 def explore(env: Env, machine: type[RuleBasedStateMachine], tale: Tale, budget: Budget) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
-from time import monotonic, sleep
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +18,10 @@ from kv_conformance.suite.in_node_wire_model import Order, cancel_one, step
 from kv_conformance.suite.model_copies import Copies, Copy
 from kv_conformance.suite.model_ledger import Ledger
 from kv_conformance.suite.model_life import Broken
-from kv_conformance.suite.model_run import Budget, Tale, explore, guarded, with_tale
+from kv_conformance.suite.model_run import Budget, Patience, Tale, explore, guarded, with_tale
 from kv_core import Capability, Role, TransferState
 
 SHAPE = Shape(kv=(3, 24, 80), gap=64)
-PAUSE_S = 0.0005
 HOT = 6
 """Items from which is moved again and again."""
 STUCK = 8
@@ -47,7 +45,7 @@ class WireWorld:
 
     def __init__(self, env: Env, crash_every: int) -> None:
         self.env = env
-        self.tale = Tale()
+        self.tale = Tale(f"{__name__}.replay")
         self._crash_every = crash_every
         self._crash_at = -1
         self._salt = 0
@@ -68,9 +66,9 @@ class WireWorld:
     def begin(self, salt: int, crash_at: int) -> None:
         """A new history; nothing is outstanding."""
         self.tale.begin()
-        self.tale.acts.append((salt, crash_at))
         self._salt = salt
         self._crash_at = crash_at if self.tale.number % self._crash_every == 0 else -1
+        self.tale.acts.append((salt, self._crash_at))
 
     def act(self, act: Act) -> None:
         """One step, and a look at both memories."""
@@ -203,13 +201,12 @@ class WireWorld:
         )
 
     def _await(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = monotonic() + self.env.patience_s
+        patience = Patience(self.env.patience_s)
         self._turn()
         while not condition():
-            if monotonic() > deadline:
+            if not patience.lasts():
                 going = ", ".join(str(copy) for copy in self.copies.unquiet)
-                raise Broken(f"{what} did not come within {self.env.patience_s:.0f} s: {going}")
-            sleep(PAUSE_S)
+                raise Broken(f"{what} did not come within {patience}: {going}")
             self._turn()
 
     # -- acts: peers and processes ---------------------------------------------------------------------------------
@@ -250,7 +247,7 @@ class WireWorld:
 
     def _recover(self) -> None:
         """Until a transfer is done: what was refused while the target stood still may be refused a while longer."""
-        deadline = monotonic() + self.env.patience_s
+        patience = Patience(self.env.patience_s)
         luck = Random(1)  # noqa: S311 - it shall repeat
         while self._unwell:
             if self._road is None or not self._free:
@@ -260,12 +257,8 @@ class WireWorld:
             self._await(lambda copy=copy: copy.told is not TransferState.PENDING, f"the end of {copy}")  # type: ignore[misc]
             if copy.told is TransferState.DONE:
                 self._unwell = ""
-            elif monotonic() > deadline:
-                raise Broken(
-                    f"{self._unwell}, and no transfer was done for {self.env.patience_s:.0f} s since it went on"
-                )
-            else:
-                sleep(20 * PAUSE_S)
+            elif not patience.lasts():
+                raise Broken(f"{self._unwell}, and no transfer was done for {patience} since it went on")
 
     def _crash(self, luck: Random) -> None:
         """Kill the target, and begin anew with its successor."""

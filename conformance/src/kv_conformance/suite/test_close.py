@@ -69,7 +69,7 @@ def _is_closed(pair: Pair, room: Room) -> None:
     raise AssertionError(f"{room.node.process.name}: a room was opened after close(), expected ManagerClosed")
 
 
-@check("KV-END-2", faults=(Fault.HOLD_DATA,), reaches=("bytes were held",))
+@check("KV-END-2", faults=(Fault.HOLD_DATA,), reaches=("bytes were held",), gate=False)
 def test_close_comes_back_from_a_peer_that_is_stopped(env: Env) -> None:
     """close() of a manager, and of a transport, comes back although transfers are outstanding to a peer that is stopped; the rooms
     end with code closed, and the peer's rooms fail when it goes on.

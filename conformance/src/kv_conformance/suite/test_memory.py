@@ -111,7 +111,7 @@ def test_overlapping_ranges_in_one_call(env: Env) -> None:
     _deregister_one_by_one(env, writer, target)
 
 
-@check("KV-MEM-4")
+@check("KV-MEM-4", gate=False)
 def test_overlapping_ranges_in_separate_calls(env: Env) -> None:
     """Ranges that overlap, or lie inside of one another, may be registered in separate calls, in any order; each is
     deregistered on its own, and takes nothing from the others.

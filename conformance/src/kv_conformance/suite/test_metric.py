@@ -64,6 +64,11 @@ def test_bytes_and_chunks_are_exact(env: Env) -> None:
     pair.succeed(sender, receiver)
     _counts(sender, receiver, row, 1, "an auxiliary row alone")
 
+    sender, receiver = pair.begin([], [])
+    sender.send([])
+    pair.succeed(sender, receiver)
+    _counts(sender, receiver, 0, 0, "nothing at all")
+
 
 def _counts(sender: Room, receiver: Room, nbytes: int, chunks: int, what: str) -> None:
     for room in (sender, receiver):

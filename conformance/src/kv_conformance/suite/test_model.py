@@ -1,4 +1,12 @@
-"""KV-MODEL: histories. Everything together, in an order that is drawn, against a model."""
+"""KV-MODEL: histories. Everything together, in an order that is drawn, against a model.
+
+The message of a failure ends with its acts. To do them again::
+
+    with Env("acme", AcmeHarness(), check_of(test_rooms_in_any_order), seed=0) as env:
+        model_face.replay(env, [...])
+
+What the engine and its threads do in between is not in it: a history may have to be repeated until it goes wrong once more.
+"""
 
 from __future__ import annotations
 

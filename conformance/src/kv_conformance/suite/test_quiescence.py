@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import sleep
+from time import monotonic, sleep
 
 import numpy as np
 
@@ -26,8 +26,8 @@ from kv_conformance.suite.in_node_abort import fence_and_take_over
 from kv_core import Capability, Role, TransferState
 
 SMALL = Shape(kv=(2, 32, 512))
-LONG_S = 8.0
-"""Longer than engines that give up a peer which stands still may be told to take."""
+LONG_S = 40.0
+"""Longer than engines take that give up a peer which stands still."""
 
 
 @check("KV-ABORT-11", faults=(Fault.HOLD_DATA,), reaches=("bytes held",))
@@ -119,7 +119,12 @@ def test_what_an_engine_gave_up_is_not_quiescent_for_that(env: Env) -> None:
     work = load(env)
     env.reached("bytes held")
     witness = Witness(work)
-    witness.watch(LONG_S)
+    deadline = monotonic() + LONG_S
+    while monotonic() < deadline and not witness.settled():
+        if any(record.state is TransferState.FAILED for record in witness.records.values()):
+            break
+        sleep(0.02)
+    witness.watch(4 * LOOK_S)
     work.target.thaw()
     env.wait_until(witness.settled, "the end of transfers to a peer that was stopped and goes on")
     witness.watch(4 * LOOK_S)
@@ -239,7 +244,7 @@ def test_a_fence_shuts_out_a_generation_and_those_before(env: Env) -> None:
     stay_untouched(target, expected, "after the fence, with a later generation and another peer writing")
 
 
-@check("KV-ABORT-19", requires=Capability.FENCE, reaches=("fenced in the middle",))
+@check("KV-ABORT-19", requires=Capability.FENCE, reaches=("fenced in the middle",), gate=False)
 def test_a_fence_in_the_middle_of_writes(env: Env) -> None:
     """fence() returns only when no byte can land any more, also of transfers that are landing at that moment, and while the
     writer goes on submitting.
@@ -256,19 +261,19 @@ def test_a_fence_in_the_middle_of_writes(env: Env) -> None:
         road = writer.meet(target, generation)
         writer.write(road, (pages[:1], pages[:1]))
         target.memory.poison()
-        numbers = writer.submit_many(road, 6, (pages, pages))
+        begun = writer.submit_many(road, 12, (pages, pages))
         env.wait_until(
             lambda: bool((target.memory.kv[0] != expected.kv[0]).any()), "the first byte of many that were submitted"
         )
-        if lacking(target.memory, pages):
-            env.reached("fenced in the middle")
         target.call(fence_and_take_over, name, generation)
-        numbers += writer.submit_many(road, 2, (pages, pages))
-        writer.progress(*numbers)
+        late = writer.submit_many(road, 2, (pages, pages))
+        writer.progress(*begun, *late)
         stay_untouched(target, expected, f"after fence() of generation {generation} returned, with the writer going on")
         writer.remove_peer(road)
-        writer.drive(*numbers)
-        writer.release(*numbers)
+        if any(record.state is TransferState.FAILED for record in writer.drive(*begun)):
+            env.reached("fenced in the middle")
+        writer.drive(*late)
+        writer.release(*begun, *late)
 
 
 @check("KV-ABORT-20", requires=Capability.FENCE, faults=(Fault.HOLD_DATA, Fault.FREEZE), reaches=("bytes held",))

@@ -81,7 +81,7 @@ def test_rooms_at_the_same_time(env: Env) -> None:
     pair.compare(expected)
 
 
-@check("KV-XFER-13")
+@check("KV-XFER-13", gate=False)
 def test_several_peers_at_the_same_time(env: Env) -> None:
     """Several decode processes may take pages from several prefill instances at once; each page comes from the instance that
     its room names, and goes to the process that named it.
@@ -279,7 +279,7 @@ def test_source_pages_are_used_again_at_once(env: Env) -> None:
         pair.compare(expected)
 
 
-@check("KV-XFER-21")
+@check("KV-XFER-21", gate=False)
 def test_index_arrays_are_copied(env: Env) -> None:
     """send() and send_metadata() copy the indices: the engine may use its arrays for something else as soon as they return,
     also when the other side is not there yet.
@@ -304,7 +304,7 @@ def test_index_arrays_are_copied(env: Env) -> None:
         pair.compare(expected)
 
 
-@check("KV-XFER-22")
+@check("KV-XFER-22", gate=False)
 def test_a_prefix_that_decode_has(env: Env) -> None:
     """decode_prefix_len, which decode names with its pages, is known at the sender from WaitingForInput on; only the pages
     behind it are sent.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from kv_conformance.catalog import Level, check
@@ -254,7 +256,7 @@ def test_an_idle_transport_costs_next_to_nothing(env: Env) -> None:
         end.process.tell("call", idle_cost, IDLE_S)
     for end in (writer, target):
         cost = end.process.answer("call", IDLE_S)
-        assert cost < IDLE_S / 2, (
+        assert cost < IDLE_S / 10, (
             f"{end.process.name} needed {cost:.2f} s of processor time in {IDLE_S:.0f} s of doing nothing"
         )
 
@@ -313,13 +315,17 @@ def test_health_tells_of_every_thread(env: Env) -> None:
         name, health = node.process.name, node.process.ask("health")
         assert health, f"{name}: a manager that works has threads, and health() is {health!r}"
         for thread, told in health.items():
-            assert told["alive"] is True, f"{name}: thread {thread!r} of a manager that works is not alive: {told}"
-            ages = [value for key, value in told.items() if key.endswith("_age_s")]
-            assert ages, f"{name}: health() does not say how long ago thread {thread!r} made progress: {told}"
-            assert all(age >= 0.0 for age in ages), f"{name}: thread {thread!r} made progress in the future: {told}"
-            assert told["exceptions"] == 0, (
-                f"{name}: nothing went wrong, and thread {thread!r} survived exceptions: {told}"
-            )
+            _tells(f"{name}, thread {thread!r}", told)
         node.close()
-        alive = [thread for thread, told in node.process.ask("health").items() if told["alive"]]
+        alive = [thread for thread, told in node.process.ask("health").items() if told.get("alive")]
         assert not alive, f"{name}: after close() these threads are alive: {alive}"
+
+
+def _tells(thread: str, told: object) -> None:
+    """What health() says of one thread of a manager that works."""
+    assert isinstance(told, Mapping), f"{thread}: health() says {told!r}, expected a mapping"
+    assert told.get("alive") is True, f"{thread} of a manager that works is not alive: {told}"
+    ages = [value for key, value in told.items() if key.endswith("_s")]
+    assert ages, f"{thread}: health() does not say how many seconds ago it made progress: {told}"
+    assert all(age >= 0.0 for age in ages), f"{thread} made progress in the future: {told}"
+    assert told.get("exceptions") == 0, f"{thread}: nothing went wrong, and it does not say 0 exceptions: {told}"
