@@ -233,6 +233,10 @@ def ran(
     environment, extra = {}, []
     if "hostile" in request.param:
         (home / "pytest.ini").write_text(HOSTILE.format(more="-n 2" if "xdist" in request.param else ""))
+        # Two of one name, which only their import mode keeps apart; pytest reads both, whatever it is to run.
+        (home / "tests").mkdir()
+        for folder in (home, home / "tests"):
+            (folder / "conftest.py").write_text("")
     if "without autoload" in request.param:
         environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         extra = ["--", "-W", "error"]

@@ -240,3 +240,18 @@ def test_after_a_crash_more_may_happen_and_nothing_else_lands() -> None:
     history.memory.kv[0][0] = 7
     with pytest.raises(Broken, match="nothing may land there"):
         history.see()
+
+
+@pytest.mark.parametrize("side", [P, D])
+def test_who_opens_against_an_abort_has_to_fail(side: Role) -> None:
+    history = History()
+    early = history.open(side.peer)
+    history.book.cut(early, clear=True)
+    history.see(e=(early, failed(FailureCode.ABORTED_LOCAL)))
+    late = history.open(side)
+    late.initialised = True
+    history.see(s=(late, live(KVPoll.Bootstrapping)))
+    assert any("was aborted before it was opened" in wait for wait in history.book.waits())
+    again = history.open(side.peer)
+    history.see(a=(again, live(KVPoll.Bootstrapping)))
+    assert not any("was aborted before it was opened" in wait for wait in history.book.waits())

@@ -29,10 +29,10 @@ from tests.packaging.environments import (
 NEEDED = ("kv-core", "kv-fake", "kv-conformance")
 BACKEND = "fake"
 LIMIT_S = 900
-RUNS = {
-    "as it is": {},
-    "warnings as errors": {"PYTHONWARNINGS": "error", "PYTEST_ADDOPTS": "-W error --strict-markers --strict-config"},
-    "autoload off": {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+RUNS: dict[str, tuple[list[str], dict[str, str]]] = {
+    "as it is": ([], {}),
+    "warnings as errors": (["--", "-W", "error", "--strict-markers", "--strict-config"], {"PYTHONWARNINGS": "error"}),
+    "autoload off": ([], {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}),
 }
 
 
@@ -62,11 +62,11 @@ def main() -> int:
     good = True
     with tempfile.TemporaryDirectory(prefix="kv-conformance-wheels-") as home:
         clean = environment(version, Path(home))
-        for name, extra in RUNS.items():
+        for name, (arguments, extra) in RUNS.items():
             begin = monotonic()
             ran = clean.run(
                 clean.python, "-m", "kv_conformance", BACKEND, "--json", "--report", Path(home) / "report",
-                timeout=LIMIT_S, **extra,
+                *arguments, timeout=LIMIT_S, **extra,
             )  # fmt: skip
             report = json.loads(ran.stdout) if ran.stdout.startswith("{") else {}
             verdict = report.get("verdict", f"no report\n{ran.stdout}\n{ran.stderr}")

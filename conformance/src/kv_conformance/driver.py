@@ -214,13 +214,13 @@ def pytest_command(this: _Run, results: Path, number: int, missing: Sequence[str
         name = "junit.xml" if number == 1 else f"junit-{number}.xml"
         command += [f"--junit-xml={this.folder.resolve() / name}", "-o", "junit_family=xunit2"]
     # Whoever runs this may have a pytest configuration for tests of another kind. What of it would leave out checks, fail
-    # them for a warning, import them under another name, or ask for fixtures that are not there, does not hold for the
+    # them for a warning, or ask for fixtures that are not there, does not hold for the
     # suite. A folder of its own for pytest's cache, and not `-p no:cacheprovider`: that makes `cache_dir` and `--ff` errors
     # where they are configured.
     return [
         *command, "-o", f"cache_dir={this.scratch / 'cache'}", "-o", "python_files=test_*.py", "-o", "python_functions=test_",
         "-o", "norecursedirs=", "-o", "usefixtures=", "-W", "default", "-k", "", "-m", "", "--maxfail=0",
-        "--import-mode=append", *order.extra,
+        *order.extra,
     ]  # fmt: skip
 
 

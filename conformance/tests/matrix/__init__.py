@@ -2,7 +2,8 @@
 
     python -m conformance.tests.matrix [--only NAME] [--whole] [--write] [--jobs 2] [--markdown docs/conformance-mutants.md]
 
-The references must be all green first, in the same session; a report counts only if it is this very run's. Each mutant is
-run against all checks of the area of the check that must catch it, and with ``--whole`` against all that there are: of
-the short part, unless that check is a long one. The recorded maps are of the latter kind.
+The references must be all green first, in the same session; a report counts only if it is this very run's. Then each
+mutant is run against the check that must catch it and a few that it should leave alone, and the outcomes are compared
+with the recorded ones. With ``--whole`` it is run against all checks, if it is the first to name its check (of the short
+part, unless that check is a long one), else against all of the named check's area; this is what is recorded.
 """

@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import ClassVar
 
 from conformance.tests.mutants.base import mutant
-from kv_core import TransferState, TransportError
+from kv_core import TransportError
 from kv_core.contract.transport import (
     PeerKey,
     Prepared,
     Transfer,
     TransferBatch,
-    TransferProgress,
     TransportContext,
 )
 from kv_fake import FakeTransport
@@ -289,20 +288,10 @@ class LockFileIsLeft(FakeTransport):
 
 @mutant("heir_of_a_dead_peer", "KV-RST-4")
 class HeirOfADeadPeer(FakeTransport):
-    """What was prepared for a peer is for that one: here for whoever was met last, once the peer can't be reached."""
-
-    def __init__(self, context: TransportContext) -> None:
-        self.lost: set[PeerKey] = set()
-        super().__init__(context)
-
-    def progress(self, transfers: Sequence[Transfer]) -> Iterator[TransferProgress]:
-        for record in super().progress(transfers):
-            if record.state is TransferState.FAILED:
-                self.lost.add(record.transfer.peer)
-            yield record
+    """What was prepared for a peer is for that one: here for whoever was met last, once the connection to it has broken."""
 
     def post(self, transfer: FakeTransfer) -> None:
-        heir = next(reversed(self._peers), transfer.peer)
-        if transfer.peer in self.lost and transfer.peer in self._peers and heir not in self.lost:
-            transfer.peer = heir
+        outbound = self._peers.get(transfer.peer)
+        if outbound is not None and outbound.connection is None and outbound._number:
+            transfer.peer = next(reversed(self._peers))
         super().post(transfer)

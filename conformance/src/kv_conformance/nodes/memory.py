@@ -149,7 +149,12 @@ class Memory(Image):
             buffers = tuple(Buffer(self.address + at, item_len, items, layer) for layer, at in enumerate(places))
             pools[name] = Pool(name, buffers)
         states = tuple(pools[name] for name in self.shape.states)
-        values: dict[str, object] = {"kv": pools["kv"], "aux": pools.get("aux"), "states": states, "model": "conformance"}
+        values: dict[str, object] = {
+            "kv": pools["kv"],
+            "aux": pools.get("aux"),
+            "states": states,
+            "model": "conformance",
+        }
         return KVArgs(**{**values, **changes})  # type: ignore[arg-type]
 
     def close(self) -> None:

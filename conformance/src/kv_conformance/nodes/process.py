@@ -59,7 +59,9 @@ class Process:
         os.close(handle)
         self._log = Path(log)
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_main, args=(theirs, log, dict(environment), build, arguments), name=name)
+        self._process = context.Process(
+            target=_main, args=(theirs, log, dict(environment), build, arguments), name=name
+        )
         self._process.start()
         theirs.close()
 

@@ -117,9 +117,6 @@ class Book:
             raise Broken(f"{life}: poll() went back from {life.best.name} to {seen.state.name}")
         if seen.state is not KVPoll.Failed and seen.state not in self._possible(life):
             raise Broken(f"{life}: poll() says {seen.state.name}, {self._why_not(life, seen.state)}")
-        if (life.cut == self.step or life.taken) and not seen.ended:
-            what = "its number is in use on this side" if life.taken else "it was aborted or cleared"
-            raise Broken(f"{life}: {what}, and poll() says {seen.state.name} afterwards, expected Failed")
         life.best = max(life.best, seen.state)
         self._check_metric(life, seen)
         if seen.ended and life.ended is None:
@@ -132,6 +129,10 @@ class Book:
         """What the sides say together, and both memories. After ``saw`` of everything that has changed; the bytes are
         looked at after that. Raises ``Broken``.
         """
+        for life in self.lives:
+            if life.live and (life.cut is not None or life.taken):
+                what = "its number is in use on this side" if life.taken else "it was aborted or cleared"
+                raise Broken(f"{life}: {what}, and poll() says {life.state.name} afterwards, expected Failed")
         self._pair()
         news, self._news = self._news, []
         for life in news:
@@ -327,14 +328,35 @@ class Book:
                 found.append(f"{life} succeeded, and {other} is {other.state.name}")
         return found
 
+    def _forestalled(self, life: Life) -> Life | None:
+        """The opening on the other side that was aborted before this one, and which this one alone can belong to."""
+        there = [o for o in self.lives if o.room == life.room and o.side is not life.side and not o.taken]
+        last = there[-1] if there else None
+        if last is None or last.code is not FailureCode.ABORTED_LOCAL or last.troubled or life.troubled:
+            return None
+        if last.gone is None or last.gone >= life.opened:
+            return None
+        here = [
+            o for o in self.lives
+            if o.room == life.room and o.side is life.side and not o.taken and (o.gone is None or o.gone >= last.opened)
+        ]  # fmt: skip
+        return last if here == [life] else None
+
     def _going(self, side: Role, room: int) -> Life | None:
         life = self.current(side, room)
         return life if life is not None and life.live else None
 
+    def _waits_of(self, life: Life) -> Iterable[str]:
+        if life.misused:
+            yield f"{life} was called wrongly, and is {life.state.name}"
+        before = self._forestalled(life)
+        if before is not None and (life.side is Role.PREFILL or life.initialised):
+            yield f"{life} is {life.state.name}, and its other side, {before}, was aborted before it was opened"
+
     def _waits_in(self, sender: Life | None, receiver: Life | None) -> Iterable[str]:
         for life in (sender, receiver):
-            if life is not None and life.misused:
-                yield f"{life} was called wrongly, and is {life.state.name}"
+            if life is not None:
+                yield from self._waits_of(life)
         if (
             sender is not None
             and sender.state >= KVPoll.WaitingForInput

@@ -94,7 +94,7 @@ def test_a_decode_process_that_is_killed(env: Env) -> None:
 
 @check("KV-LIVE-2", faults=(Fault.KILL, Fault.HOLD_DATA), reaches=("killed in flight",), gate=False)
 def test_a_prefill_process_that_is_killed(env: Env) -> None:
-    """The rooms of a prefill process that has died fail in every stage, with code peer_lost. Their pages are given back when it
+    """The rooms of a prefill process that has died in the middle of writing fail, with code peer_lost. Their pages are given back when it
     is proven that it has ended and what it had sent is read: from then on no byte lands in them. The decode manager uses
     other prefill processes.
 
