@@ -1,6 +1,6 @@
-"""The whole conformance suite on the plugins of this repository, one after the other; `make conformance` runs this.
+"""The whole conformance suite on the plugins of this repository; `make conformance` runs this.
 
-    python tools/conformance.py [--reports DIR] [--readme] [--gate] [BACKEND ...]
+    python tools/conformance.py [--reports DIR] [--readme] [--gate] [--jobs N] [BACKEND ...]
 
 Each runs in its plugin's folder, where its file of known failures lies. Exit status 0: each is `conformant`, or would be but
 for known failures, or is `partial` because its engine can't run here. --readme: put the reports into the READMEs.
@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -34,8 +35,11 @@ def run(backend: str, reports: Path, more: list[str]) -> tuple[dict[str, Any] | 
         )
     begin = monotonic()
     command = [sys.executable, "-m", "kv_conformance", backend, "--report", str(folder), *more]
-    subprocess.run(command, cwd=PLUGINS / f"kv_{backend}", env=environment, check=False)
+    ran = subprocess.run(
+        command, cwd=PLUGINS / f"kv_{backend}", env=environment, check=False, capture_output=True, text=True
+    )
     seconds = monotonic() - begin
+    print(f"--- {backend}\n{ran.stdout}{ran.stderr if ran.returncode in (2, 4) else ''}", flush=True)
     report = folder / "report.json"
     return (json.loads(report.read_text(encoding="utf-8")) if report.exists() else None), seconds
 
@@ -61,14 +65,18 @@ def main() -> int:
     parser.add_argument("--reports", type=Path, default=ROOT / "build/conformance")
     parser.add_argument("--readme", action="store_true")
     parser.add_argument("--gate", action="store_true")
+    parser.add_argument("--jobs", type=int, default=2, help="backends at a time (2)")
     options = parser.parse_args()
     known = sorted(path.name.removeprefix("kv_") for path in PLUGINS.iterdir() if (path / "pyproject.toml").exists())
     unknown = set(options.backends) - set(known)
     if unknown:
         parser.error(f"no plugin {', '.join(sorted(unknown))} here; there are {', '.join(known)}")
     lines, good = [], True
-    for backend in options.backends or known:
-        report, seconds = run(backend, options.reports.resolve(), ["--gate"] if options.gate else [])
+    asked = options.backends or known
+    more = ["--gate"] if options.gate else []
+    with ThreadPoolExecutor(options.jobs) as pool:
+        ran = list(pool.map(lambda backend: run(backend, options.reports.resolve(), more), asked))
+    for backend, (report, seconds) in zip(asked, ran, strict=True):
         verdict = report["verdict"] if report else "no report"
         good = is_good(report, gate=options.gate) and good
         lines.append(f"{backend:12} {verdict:12} {seconds:7.1f} s")

@@ -30,7 +30,7 @@ CHECKS = [
 ]
 SET = RequirementSet("0.1", as_requirements(CHECKS[:-1]))
 SUBJECT = {
-    "backend": "acme", "harness": "kv_acme.conformance:AcmeHarness", "stand_in": "", "missing": [],
+    "backend": "acme", "harness": "kv_acme.conformance:AcmeHarness", "stand_in": "", "missing": [], "settings": {},
     "info": {"name": "acme", "distribution": "kv-acme", "version": "3.1", "api_version": [1, 0], "description": "ACME",
              "capabilities": ["cancel"]},
 }  # fmt: skip

@@ -58,6 +58,9 @@ def summary_markdown(report: Mapping[str, Any]) -> str:
         lines.append(f"- Ran against {_text(report['stand_in'])}, not against the engine itself")
     if report["missing"]:
         lines.append(f"- Missing here: {_text('; '.join(report['missing']))}")
+    if report["settings"]:
+        told = "; ".join(f"{where}: {what}" for where, what in report["settings"].items())
+        lines.append(f"- Processes run under {_text(told)}")
     if report["not_verified"]:
         lines.append(f"- Not verified: {', '.join(report['not_verified'])}")
     if report["deviations"]:
@@ -120,6 +123,7 @@ def _facts(report: Mapping[str, Any]) -> str:
         "Not verified": ", ".join(report["not_verified"]),
         "Deviations from SHOULD": ", ".join(report["deviations"]),
         "Fabric in use": ", ".join(report["fabrics"]),
+        "Processes run under": "; ".join(f"{where}: {what}" for where, what in report["settings"].items()),
         "Stand-in": report["stand_in"],
         "Missing here": "; ".join(report["missing"]),
         "Distributions": ", ".join(f"{name} {version}" for name, version in report["distributions"].items()),

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from kv_conformance.harness import GROUP, Harness
+from kv_conformance.harness import GROUP, Fault, Harness
 from kv_conformance.outcomes import HarnessError
-from kv_core import BackendInfo, BackendNotFound, Capability
+from kv_core import BackendInfo, BackendNotFound, Capability, Role
 
 PATIENCE_S = 30.0
 """The patience for which the checks' limits are meant; a harness with more gets longer limits."""
@@ -21,7 +21,8 @@ class Subject:
     """One backend in one place.
 
     info: None if the record can't be read; info_error says why. harness: None if there is one that can't be used;
-    harness_error says why. missing: prerequisites that are not there.
+    harness_error says why. missing: prerequisites that are not there. settings: under what options and environment its
+    processes run, by default and for the checks that need a fault, where that is not just the defaults.
     """
 
     backend: str
@@ -30,6 +31,7 @@ class Subject:
     harness: Harness | None = field(default_factory=Harness)
     harness_error: str = ""
     missing: tuple[str, ...] = ()
+    settings: dict[str, str] = field(default_factory=dict)
 
     @property
     def declared(self) -> frozenset[Capability]:
@@ -60,6 +62,7 @@ class Subject:
             "info_error": self.info_error,
             "harness": "" if self.harness is None else f"{type(self.harness).__module__}:{type(self.harness).__qualname__}",
             "harness_error": self.harness_error,
+            "settings": self.settings,
             "missing": list(self.missing),
             "stand_in": self.stand_in,
             "slowness": self.slowness,
@@ -74,10 +77,10 @@ def look_at(backend: str) -> Subject:
     info, info_error = _info(backend)
     try:
         harness = load_harness(backend)
-        missing = missing_here(harness)
+        missing, settings = missing_here(harness), settings_of(harness)
     except HarnessError as error:
         return Subject(backend, info, info_error, harness=None, harness_error=str(error))
-    return Subject(backend, info, info_error, harness, missing=missing)
+    return Subject(backend, info, info_error, harness, missing=missing, settings=settings)
 
 
 def load_harness(backend: str) -> Harness:
@@ -115,6 +118,25 @@ def missing_here(harness: Harness) -> tuple[str, ...]:
             f"{where} returned {answer!r}: expected a sequence of sentences, empty if nothing is missing"
         )
     return tuple(" ".join(one.split()) for one in sentences)
+
+
+def settings_of(harness: Harness) -> dict[str, str]:
+    """Options and environment that the harness gives to processes, in words, by "default" and by fault: so that a reader of
+    the report sees what was proven under which of them. Raises ``HarnessError``.
+    """
+    found: dict[str, str] = {}
+    for fault in (None, *Fault):
+        for role in Role:
+            try:
+                setting = harness.setting(role, fault)
+            except (Exception, SystemExit) as error:
+                raise HarnessError(f"{type(harness).__qualname__}.setting({role}, {fault}) raised {error!r}") from error
+            if setting is not None and (setting.options or setting.environment):
+                words = [f"options {dict(setting.options)}"] if setting.options else []
+                words += [f"environment {dict(setting.environment)}"] if setting.environment else []
+                key = f"{fault.value if fault else 'default'}, {role.value}"
+                found[key] = " and ".join(words)
+    return found
 
 
 def _info(backend: str) -> tuple[BackendInfo | None, str]:

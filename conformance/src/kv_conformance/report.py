@@ -56,6 +56,7 @@ def build(
         "fabrics": sorted({fabric for ended in results.ended.values() for fabric in ended.fabrics}),
         "harness": subject.get("harness", ""),
         "stand_in": subject.get("stand_in", ""),
+        "settings": subject.get("settings", {}),
         "missing": list(subject.get("missing", ())),
         "claimed": claimed,
         "proven": list(judgement.proven),

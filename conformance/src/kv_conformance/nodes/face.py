@@ -48,7 +48,7 @@ class FaceNode:
         looks: list[Look] = self.process.ask("await_state", [r.number for r in rooms], wanted, limit, limit_s=limit)
         for room, look in zip(rooms, looks, strict=True):
             assert not must or look.state in wanted, (
-                f"room {room.room} at {self.process.name} is {look.state.name} after {limit:.0f} s, expected "
+                f"room {room.room} at {self.process.name} is {look.state.name} (waited for at most {limit:.0f} s), expected "
                 f"{' or '.join(state.name for state in wanted)}; failure: {look.failure}"
             )
         return looks

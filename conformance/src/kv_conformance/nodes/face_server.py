@@ -139,9 +139,10 @@ class FaceServer:
         )
 
     def await_state(self, numbers: Sequence[int], states: Sequence[KVPoll], limit_s: float) -> list[Look]:
-        """Poll until each of these handles is in one of these states; how they are then, or at the limit."""
+        """Poll until each of these handles is in one of these states, or has ended; how they are then, or at the limit."""
         deadline = monotonic() + limit_s
-        while monotonic() < deadline and not all(self.handles[n].poll() in states for n in numbers):
+        over = (*states, KVPoll.Failed, KVPoll.Success)
+        while monotonic() < deadline and not all(self.handles[n].poll() in over for n in numbers):
             sleep(PAUSE_S)
         return [self.look(number) for number in numbers]
 

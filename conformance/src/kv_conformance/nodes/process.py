@@ -109,7 +109,7 @@ class Process:
             return value
         if isinstance(value, (KVCoreError, AssertionError, HarnessError)):
             raise value
-        raise NodeError(f"{self.name}: {method}() raised\n{value}")
+        raise NodeError(f"{self.name}: {method}() raised {_gist(value)}\n{value}")
 
     def _died(self, method: str) -> NodeError:
         self._process.join(5.0)
@@ -178,6 +178,13 @@ class Process:
         self._process.join(START_S)
         self._pipe.close()
         self._log.unlink(missing_ok=True)
+
+
+def _gist(stack: str) -> str:
+    """The last line of a traceback, and the last place in it: where a backend's author looks first."""
+    lines = stack.strip().splitlines()
+    places = [line.strip() for line in lines if line.lstrip().startswith("File ")]
+    return f"{lines[-1]} ({places[-1]})" if places else lines[-1]
 
 
 def _state(task: Path) -> str:

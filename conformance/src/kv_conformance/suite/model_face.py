@@ -15,7 +15,7 @@ from kv_conformance.suite.in_node_model import Call, forget, step
 from kv_conformance.suite.model_book import Book
 from kv_conformance.suite.model_engines import OWN_ROOM, SHAPE, SIDES, Engines
 from kv_conformance.suite.model_ledger import Ledger
-from kv_conformance.suite.model_life import Broken
+from kv_conformance.suite.model_life import Broken, Life
 from kv_conformance.suite.model_run import Budget, Patience, Tale, explore, guarded, with_tale
 from kv_core import KVPoll, Role
 
@@ -289,6 +289,10 @@ class FaceWorld:
             elif not patience.lasts():
                 raise Broken(f"a process was restarted, and no room has succeeded for {patience} since")
 
+    @staticmethod
+    def _over(lives: Sequence[Life]) -> bool:
+        return all(life.ended is not None for life in lives) or any(life.state is KVPoll.Failed for life in lives)
+
     def _whole_room(self, luck: Random) -> bool:
         """A room from its opening to its end; whether it succeeded on both sides."""
         room = self._number(OWN_ROOM)
@@ -299,7 +303,8 @@ class FaceWorld:
             self._turn({side: calls})
         lives = [life for life in map(self.book.current, SIDES, (room, room)) if life is not None]
         patience = Patience(self.env.patience_s)
-        while not all(life.ended is not None for life in lives) and patience.lasts():
+        # One that failed may leave the other waiting for its own deadline: it met a process that is gone, say.
+        while not self._over(lives) and patience.lasts():
             for side, life in zip(SIDES, lives, strict=True):
                 calls = []
                 if life.live and (life.pages is None or not life.complete):

@@ -172,7 +172,7 @@ def _only(states: list[KVPoll], state: KVPoll, room: Room) -> None:
     )
 
 
-@check("KV-POLL-4", faults=(Fault.HOLD_DATA,), reaches=("bytes were on their way when the room failed",))
+@check("KV-POLL-4", faults=(Fault.HOLD_DATA,), reaches=("bytes were on their way when the room failed",), gate=False)
 def test_failed_is_final_when_its_bytes_arrive_late(env: Env) -> None:
     """Failed never changes: nothing that was under way when the room failed promotes it, on either side, and its failure stays
     the first root cause.
