@@ -37,6 +37,7 @@ class Session:
         self.asked = asked
         self.gates = {check.id: check.gate for check in checks}
         self.recorded = read_recorded()
+        self.needed: dict[str, set[str]] = {}
         self.references: dict[str, Ran] = {}
         self.maps: dict[str, Map] = {}
         self.troubles: list[str] = []
@@ -59,8 +60,12 @@ class Session:
         if strange:
             self.say("\n".join(strange))
             return 2
-        likes = {one.like for one in broken} | {one.name for one in mutants if one.is_reference}
-        self.each([MUTANTS[name] for name in likes], self.reference)
+        for one in broken:
+            self.needed.setdefault(one.like, set()).update(self.scope(one)[1] or self.gates)
+        for one in mutants:
+            if one.is_reference:
+                self.needed[one.name] = set(self.gates)
+        self.each([MUTANTS[name] for name in self.needed], self.reference)
         if self.troubles:
             self.say("a reference is not all green: nothing that is compared with it would mean anything")
             return 1
@@ -85,8 +90,8 @@ class Session:
                 self.say(f"[{number}/{len(mutants)} {monotonic() - self.begin:5.0f} s] {name:34} {text}")
 
     def reference(self, mutant: Mutant) -> str:
-        """Run all checks against a reference."""
-        ran = run(mutant, seed=self.asked.seed)
+        """Run against a reference whatever is run against a mutant that is compared with it."""
+        ran = run(mutant, only=sorted(self.needed[mutant.name]), seed=self.asked.seed)
         bad = reference_faults(ran)
         self.troubles += bad
         self.references[mutant.name] = ran
