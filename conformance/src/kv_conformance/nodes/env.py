@@ -20,7 +20,7 @@ from kv_conformance.nodes.process import NodeError, Process, prepare
 from kv_conformance.nodes.wire import WireNode
 from kv_conformance.nodes.wire_server import WireOrder, WireServer
 from kv_conformance.outcomes import Untestable
-from kv_core import BackendRecord, BootstrapServer, Capability, Direction, Role
+from kv_core import BackendRecord, BootstrapServer, Capability, Direction, KVCoreError, Role
 from kv_core.registry import read_record
 
 if TYPE_CHECKING:
@@ -205,5 +205,7 @@ class Env:
             return
         try:
             self.fabrics.update(node.process.ask("fabrics"))
-        except (NodeError, OSError, ValueError):
-            return  # the check has said what is wrong, or it asked for what can't be answered any more
+        except (NodeError, KVCoreError, OSError, ValueError):
+            # The check has said what is wrong, or it asked for what can't be answered any more; or this node could not be made,
+            # as the one before it, and what it says to that is still to be read.
+            return

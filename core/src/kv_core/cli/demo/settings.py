@@ -111,7 +111,7 @@ class RankSettings(msgspec.Struct, frozen=True):
 
 def rank_settings(
     settings: DemoSettings, role: Role, backend: str, seed: int, bootstrap_addr: str, control_port: int,
-    metrics_port: int | None,
+    metrics_port: int | None = None,
 ) -> RankSettings:  # fmt: skip
     """What one rank is told. ``control_port`` is 0 at the first start, and later the one that it had."""
     return RankSettings(
