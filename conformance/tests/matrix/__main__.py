@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -29,6 +31,9 @@ which is caught only because it is broken altogether is seen.
 """
 
 
+LOCK = Path(tempfile.gettempdir(), "kv-conformance-matrix.lock")
+
+
 class Session:
     """One session of the matrix: references first, then mutants."""
 
@@ -48,7 +53,7 @@ class Session:
 
     def main(self) -> int:
         """Run everything; the exit status."""
-        mutants = [one for one in MUTANTS.values() if not self.asked.only or one.name in self.asked.only]
+        mutants = self.chosen()
         unknown = set(self.asked.only) - set(MUTANTS)
         if unknown:
             self.say(f"no mutant is named {', '.join(sorted(unknown))}")
@@ -63,7 +68,7 @@ class Session:
         for one in broken:
             self.needed.setdefault(one.like, set()).update(self.scope(one)[1] or self.gates)
         for one in mutants:
-            if one.is_reference:
+            if one.is_reference and (self.asked.whole or self.asked.only):
                 self.needed[one.name] = set(self.gates)
         self.each([MUTANTS[name] for name in self.needed], self.reference)
         if self.troubles:
@@ -75,6 +80,22 @@ class Session:
         self.write()
         self.say(f"{len(broken)} mutants, {len(self.troubles)} troubles, {monotonic() - self.begin:.0f} s")
         return 1 if self.troubles else 0
+
+    def chosen(self) -> list[Mutant]:
+        """Those that were named; else the first of each check (--first); else those whose map is recorded, or all (--write)."""
+        if self.asked.only:
+            return [one for one in MUTANTS.values() if one.name in self.asked.only]
+        broken = [one for one in MUTANTS.values() if not one.is_reference]
+        if self.asked.first:
+            return list({one.caught_by: one for one in reversed(broken)}.values())[::-1]
+        if self.asked.write:
+            return list(MUTANTS.values())
+        new = [one.name for one in broken if one.name not in self.recorded]
+        if new:
+            self.say(
+                f"{len(new)} mutants have no recorded map yet and are left out (--write takes them in): {', '.join(new)}"
+            )
+        return [one for one in MUTANTS.values() if one.name not in new]
 
     def each(self, mutants: Sequence[Mutant], one: Callable[[Mutant], str]) -> None:
         """Several at a time, with a line for each."""
@@ -143,7 +164,8 @@ class Session:
         if self.asked.write:
             write_recorded(maps, [check.id for check in self.checks])
         if self.asked.markdown:
-            self.asked.markdown.write_text(page(list(MUTANTS.values()), maps, self.checks), encoding="utf-8")
+            shown = [one for one in MUTANTS.values() if one.is_reference or one.name in maps]
+            self.asked.markdown.write_text(page(shown, maps, self.checks), encoding="utf-8")
 
     @staticmethod
     def say(text: str) -> None:
@@ -158,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--only", action="append", default=[], metavar="NAME", help="only this mutant; may be given again")
     add("--write", action="store_true", help="record what is seen in mutants/expected.toml")
+    add("--first", action="store_true", help="of the mutants of one check only the first")
     add("--jobs", type=int, default=2, help="mutants at a time (2)")
     add(
         "--whole",
@@ -166,7 +189,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add("--seed", type=int, default=0, help="the suite's seed (0)")
     add("--markdown", type=Path, metavar="FILE", help="write the page")
-    return Session(all_checks(), parser.parse_args(arguments)).main()
+    asked = parser.parse_args(arguments)
+    with LOCK.open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.stdout.write(
+                "another matrix is running on this machine; two at a time disturb each other: wait for its end\n"
+            )
+            return 2
+        return Session(all_checks(), asked).main()
 
 
 if __name__ == "__main__":
