@@ -226,6 +226,11 @@ class TakesAnyMemory(_Everything):
     """A pool in memory that is not declared is refused: here a manager is made, CUDA or not, ROCm or not."""
 
 
+@mutant("takes_rocm_memory", "KV-CAP-6")
+class TakesRocmMemory(_Everything):
+    """A pool in ROCm memory is refused where ROCM is not declared: here a manager is made."""
+
+
 @mutant("takes_any_pool", "KV-CAP-4", like="modest")
 class TakesAnyPool(_Everything):
     """A state pool is refused where STATE is not declared: here a manager is made."""

@@ -211,6 +211,11 @@ class PortIsLeft(FakeTransport):
         self._nic.close = nic_close  # type: ignore[method-assign]
 
 
+@mutant("connections_are_left", "KV-END-8")
+class ConnectionsAreLeft(PortIsLeft):
+    """What peers have on its way when a transport is closed does not land: here their connections are read to their end."""
+
+
 @mutant("memory_for_each_opening", "KV-END-4")
 class MemoryForEachOpening(FakeTransport):
     """A closed transport leaves nothing behind: here its buffers of 8 MiB."""

@@ -124,6 +124,16 @@ class SuccessAfterTheFirstChunk(CommonKVSender):
         return KVPoll.Success if landed and not room.complete else super().poll()
 
 
+@mutant("back_to_waiting", "KV-POLL-8")
+class BackToWaiting(CommonKVSender):
+    """States never go backwards: here a sender that has sent some of its pages waits for input again."""
+
+    def poll(self) -> KVPoll:
+        room = self._room
+        between = room.phase is Phase.MOVING and not room.unfinished and room.nbytes and not room.complete
+        return KVPoll.WaitingForInput if between else super().poll()
+
+
 @mutant("success_without_a_verdict", "KV-POLL-9")
 class SuccessWithoutAVerdict(CommonKVSender):
     """Prefill says Success only if decode does: here when its own writes are done, whatever becomes of the room then."""

@@ -360,6 +360,15 @@ class DeathIsNotNoticed(Watching):
         machine._on_timer["probe"] = lambda *_args: None
 
 
+@mutant("death_of_a_writer_is_not_noticed", "KV-LIVE-2")
+class DeathOfAWriterIsNotNoticed(DeathIsNotNoticed):
+    """The rooms of a prefill process that died fail: here decode waits for it, and prefill does not wait for decode."""
+
+    def change(self, machine: Any) -> None:
+        if machine.me.role is Role.DECODE:
+            super().change(machine)
+
+
 @mutant("death_of_one_fails_all", "KV-LIVE-1")
 class DeathOfOneFailsAll(Watching):
     """The rooms of other peers do not notice a death: here all fail."""
