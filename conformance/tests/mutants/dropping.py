@@ -128,7 +128,7 @@ class NeverReleased(CommonKVReceiver):
         return super().is_release_safe() and not self.moving
 
 
-@mutant("released_while_it_waits", "KV-CLEAR-5")
+@mutant("released_while_it_waits", "KV-ABORT-1")
 class ReleasedWhileItWaits(CommonKVReceiver):
     """The pages of a room that is live are not free: here they are until it moves bytes."""
 
