@@ -238,6 +238,14 @@ class AThousandCopiesAtMost(Copying):
         return Changed(batch, CopyList(*(column[:1000] for column in batch.copies())))
 
 
+@mutant("four_thousand_copies_at_most", "KV-XFER-23")
+class FourThousandCopiesAtMost(Copying):
+    """A batch may have as many copies as core asks for: here those after the first four thousand are left out."""
+
+    def change(self, batch: TransferBatch) -> TransferBatch:
+        return Changed(batch, CopyList(*(column[:4000] for column in batch.copies())))
+
+
 @mutant("lengths_of_26_bits", "KV-XFER-9")
 class LengthsOf26Bits(Copying):
     """A copy may have any length: here at most 64 MiB of it arrive."""

@@ -126,12 +126,11 @@ class SuccessAfterTheFirstChunk(CommonKVSender):
 
 @mutant("back_to_waiting", "KV-POLL-8")
 class BackToWaiting(CommonKVSender):
-    """States never go backwards: here a sender that has sent some of its pages waits for input again."""
+    """States never go backwards: here a sender waits for input again while nothing of what it sent is outstanding."""
 
     def poll(self) -> KVPoll:
-        room = self._room
-        between = room.phase is Phase.MOVING and not room.unfinished and room.nbytes and not room.complete
-        return KVPoll.WaitingForInput if between else super().poll()
+        state = super().poll()
+        return KVPoll.WaitingForInput if state is KVPoll.Transferring and not self._room.unfinished else state
 
 
 @mutant("success_without_a_verdict", "KV-POLL-9")
