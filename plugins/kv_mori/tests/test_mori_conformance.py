@@ -18,4 +18,5 @@ def test_the_gate_of_the_conformance_suite_is_partial_at_best(tmp_path: Path) ->
     assert set(found) <= {"passed", "refused", "not_run", "untestable"}, found
     assert len(found["untestable"]) > 50
     assert found["untestable"] <= set(report["not_verified"])
-    assert all(one["id"].startswith("KV-ID-") for one in report["checks"] if one["outcome"] == "passed")
+    # What needs no engine: the plugin's identity, and whether what it declares is there.
+    assert all(one.startswith("KV-ID-") or one == "KV-CAP-8" for one in found["passed"]), found["passed"]
