@@ -8,8 +8,7 @@ MORI nor torch.
 from importlib.metadata import version
 
 from kv_core import BackendInfo, BackendRecord, Capability, hookimpl
-from kv_mori import engine
-from kv_mori.engine import preflight
+from kv_mori.engine import has_gpu, preflight
 from kv_mori.transport import MoriTransport
 
 __version__ = version("kv-mori")
@@ -19,7 +18,7 @@ __version__ = version("kv-mori")
 def kv_backend() -> BackendRecord:
     """MORI-IO, as a backend. It moves ROCm memory where there is an AMD GPU."""
     capabilities = {Capability.WRITE, Capability.AUX, Capability.STATE}
-    if engine.DRIVER.exists():  # elsewhere a pool of ROCm memory is refused for what it is: MORI would end the process
+    if has_gpu():  # elsewhere a pool of ROCm memory is refused for what it is: MORI would end the process
         capabilities.add(Capability.ROCM)
     info = BackendInfo(
         name="mori",

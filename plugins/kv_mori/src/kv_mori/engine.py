@@ -32,6 +32,11 @@ MEND = (
 )
 
 
+def has_gpu() -> bool:
+    """Whether there is an AMD GPU with its driver. Looks at one file; loads nothing."""
+    return DRIVER.exists()
+
+
 def load() -> Any:
     """The module ``mori.io``. Raises ``ImportError`` with the cause and the mend; the original error is its cause."""
     try:
