@@ -65,7 +65,7 @@ def main() -> int:
     parser.add_argument("--reports", type=Path, default=ROOT / "build/conformance")
     parser.add_argument("--readme", action="store_true")
     parser.add_argument("--gate", action="store_true")
-    parser.add_argument("--jobs", type=int, default=2, help="backends at a time (2)")
+    parser.add_argument("--jobs", type=int, help="backends at a time (2; with --gate, which mostly waits, all)")
     options = parser.parse_args()
     known = sorted(path.name.removeprefix("kv_") for path in PLUGINS.iterdir() if (path / "pyproject.toml").exists())
     unknown = set(options.backends) - set(known)
@@ -74,7 +74,7 @@ def main() -> int:
     lines, good = [], True
     asked = options.backends or known
     more = ["--gate"] if options.gate else []
-    with ThreadPoolExecutor(options.jobs) as pool:
+    with ThreadPoolExecutor(options.jobs or (len(asked) if options.gate else 2)) as pool:
         ran = list(pool.map(lambda backend: run(backend, options.reports.resolve(), more), asked))
     for backend, (report, seconds) in zip(asked, ran, strict=True):
         verdict = report["verdict"] if report else "no report"

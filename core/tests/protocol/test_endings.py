@@ -13,6 +13,7 @@ from kv_core.contract.enums import FailureCode, KVPoll
 from kv_core.protocol import effects as fx
 from kv_core.protocol import messages as msg
 from kv_core.protocol.chunks import ChunkResult
+from kv_core.protocol.nodes import RouteError
 from kv_core.protocol.rooms import Room
 
 
@@ -145,11 +146,11 @@ def test_a_side_gives_up(state: str, side: str, how: str):
         expected = FailureCode.CLOSED if how == "close" else FailureCode.ABORTED_LOCAL
         assert mine.failure is not None
         assert mine.failure.code is expected
-        heard = state not in {"decode: opened", "decode: resolving"} or side == "prefill"
+        heard = side == "prefill" or how != "close" or state not in EARLY
         if state == "confirming" and side == "prefill":
             assert other is not None
             assert other.poll is KVPoll.Success, "Done was under way, and every byte is there"
-        elif other is not None and heard and state != "decode: opened":
+        elif other is not None and heard and (side, state) != ("prefill", "decode: opened"):
             _heard(stage, mine, other, how)
         if other is None and state != "prefill alone":
             _finds_the_tombstone(stage, side, how)
@@ -182,15 +183,56 @@ def _finds_the_tombstone(stage: Stage, side: str, how: str) -> None:
     rank.clear(room)
 
 
-@pytest.mark.parametrize("state", ["decode: opened", "decode: resolving"])
-def test_prefill_waits_for_a_decode_rank_that_gave_up_before_it_knew_where_to_say_so(state: str):
+EARLY = ["decode: opened", "decode: resolving"]
+
+
+@pytest.mark.parametrize("state", EARLY)
+def test_prefill_hears_of_a_room_that_was_given_up_before_decode_knew_where_to_say_so(state: str):
     stage = Stage(state)
     assert stage.target is not None
     assert stage.source is not None
     stage.decode.abort(stage.target)
-    stage.bench.pass_time(SHORT.bootstrap_timeout_s + 1)
+    stage.bench.pass_time(1)
     assert stage.source.failure is not None
-    assert stage.source.failure.code is FailureCode.TIMEOUT
+    assert stage.source.failure.code is FailureCode.ABORTED_REMOTE
+    assert stage.target.release_safe
+    stage.prefill.clear(stage.source)
+    stage.decode.clear(stage.target)
+    stage.bench.pass_time(SHORT.bootstrap_timeout_s)
+    at_rest(stage.prefill, stage.decode)
+
+
+@pytest.mark.parametrize("state", EARLY)
+def test_a_number_that_begins_anew_is_not_given_up_with_its_former_life(state: str):
+    stage = Stage(state)
+    assert stage.target is not None
+    assert stage.source is not None
+    stage.decode.abort(stage.target)
+    stage.decode.clear(stage.target)
+    again = stage.decode.open(5)
+    stage.decode.init(again)
+    stage.decode.offer(again, 7, 8)
+    stage.prefill.init(stage.source, 2)
+    stage.bench.pass_time(1)
+    assert [stage.source.poll, again.poll] == [KVPoll.WaitingForInput, KVPoll.Transferring]
+
+
+def test_a_server_that_never_answers_is_asked_for_a_given_up_room_until_its_deadline():
+    stage = Stage("decode: resolving")
+    assert stage.target is not None
+    machine = stage.decode.machine
+    stage.decode.abort(stage.target)
+    node = machine.nodes["boot:8998"]
+    asked = 0
+    while node.regrets:
+        asked += len(stage.decode.wants(fx.Resolve))
+        if node.resolving:
+            stage.decode.do(machine.on_route, "boot:8998", RouteError("nobody listens"))
+        stage.bench.now += 0.5
+        stage.decode.do(machine.tick)
+    assert asked > 1
+    assert stage.bench.now >= SHORT.bootstrap_timeout_s
+    assert not node.wanted
 
 
 @pytest.mark.parametrize("how", ["abort", "clear", "bad call", "bad rank"])

@@ -110,12 +110,19 @@ def test_abort_is_idempotent_and_changes_no_end(env: Env) -> None:
 
 @check("KV-ABORT-3")
 def test_an_abort_that_comes_before_the_other_side_opens_the_room(env: Env) -> None:
-    """A room that one side gave up before the other one opened it fails there with code aborted_remote as soon as it is
-    opened, if the two processes had met by then. After that its number is free again.
+    """A room that one side gave up before the other one opened it fails there with code aborted_remote: as soon as it is
+    opened if the two processes have met by then, else as soon as they have. After that its number is free again.
 
     If this fails, look at what your manager and handles override of the rooms' opening and of abort().
     """
     pair = env.pair(SMALL)
+    receiver = pair.decode.open(pair.addr, 6)
+    receiver.init()
+    receiver.abort(REASON)
+    sender = pair.prefill.open(pair.addr, 6)
+    sender.init(2)
+    given_up(receiver, sender)
+    released(receiver, sender)
     receiver = pair.decode.open(pair.addr, 7)
     receiver.init()
     receiver.send_metadata([1, 2])
@@ -135,7 +142,7 @@ def test_an_abort_that_comes_before_the_other_side_opens_the_room(env: Env) -> N
     receiver.send_metadata([1, 2])
     given_up(sender, receiver)
     released(sender, receiver)
-    for room in (7, 8):
+    for room in (6, 7, 8):
         pair.move([3, 4, 5], [6, 7, 8], room=room)
 
 

@@ -10,12 +10,12 @@ from kv_core.contract.failures import MessageError
 from kv_core.contract.records import KVTransferMetric
 from kv_core.contract.transport import PeerKey
 from kv_core.protocol import messages as msg
-from kv_core.protocol.discovery import MAX_HELLO_ROOMS, Discovery
+from kv_core.protocol.discovery import Discovery
 from kv_core.protocol.effects import AddPeer, Effect, FencePeer, ProveDeath, VerifyDigests
 from kv_core.protocol.handshake import Difference, LayoutRules, differences, refusal
 from kv_core.protocol.lifecycle import Action, Event, Phase
 from kv_core.protocol.machine import Identity
-from kv_core.protocol.peers import Peer, PeerPhase, Regret
+from kv_core.protocol.peers import Peer, PeerPhase
 from kv_core.protocol.rooms import Offer, Room, RoomLink
 
 
@@ -139,26 +139,13 @@ class DecodeMachine(Discovery):
             if link.done:
                 self._push(link.peer, msg.Concluded(room.number, link.life, failure))
             elif not link.announced:
-                self._regret(room, link.peer, failure)
+                self._regret(link.peer, room.number, self._regret_of(room, failure))
             elif not link.told:
                 self._push(link.peer, msg.Abort(room.number, link.life, failure))
             if not link.exposed:
                 link.peer.rooms.pop(link.life, None)
-        if not room.links:  # which ranks it would have needed is not known yet: all of the instance that we know
-            node = self.nodes.get(room.addr)
-            room.destinations = node.destinations if node is not None else 1
-            for peer in self.peers.values():
-                if peer.addr == room.addr:
-                    self._regret(room, peer, failure)
-
-    def _regret(self, room: Room, peer: Peer, failure: msg.WireFailure) -> None:
-        """Let prefill know of a room that ended before it was announced: its engine may be waiting for us."""
-        if peer.phase is PeerPhase.GREETING and len(peer.regrets) < MAX_HELLO_ROOMS:
-            until = room.opened_at + self.settings.bootstrap_timeout_s
-            peer.regrets[room.number] = Regret(room.life, room.destinations, failure, until)
-        else:
-            self._push(peer, msg.Announce(room.number, room.life, room.destinations))
-            self._push(peer, msg.Abort(room.number, room.life, failure))
+        if not room.links:
+            self._regret_unlinked(room, failure, now)
 
     def _metric(self, room: Room, now: float) -> KVTransferMetric:
         offered = room.bound_at

@@ -14,7 +14,7 @@ from kv_core.protocol.lifecycle import Event, Phase
 from kv_core.protocol.liveness import PeerLiveness
 from kv_core.protocol.machine import Identity, Machine
 from kv_core.protocol.nodes import FIRST_RETRY_S, MAX_RETRY_S, Node, ProbeResult, Ranks, Route, RouteError
-from kv_core.protocol.peers import Peer, PeerPhase
+from kv_core.protocol.peers import Peer, PeerPhase, Regret
 from kv_core.protocol.rooms import Room, RoomLink
 
 HELLO_RETRY_S = 0.5
@@ -38,21 +38,32 @@ class Discovery(Machine):
     # -- routes ----------------------------------------------------------------------------------------------------
 
     def _find_sources(self, room: Room, now: float) -> None:
-        node = self.nodes.get(room.addr)
-        if node is None:
-            settings = self.settings
-            liveness = PeerLiveness(settings.probe_interval_s, settings.suspect_after, settings.dead_after, now)
-            node = self.nodes[room.addr] = Node(room.addr, liveness)
-            self._timers.set(("node", room.addr), now + NODE_IDLE_S)
+        node = self._node(room.addr, now)
         node.waiting[room.life] = room
         if node.route is not None:
             self._attach_waiting(node, now)
-        elif not node.resolving and self._timers.get(("resolve", node.addr)) is None:
+        else:
+            self._resolve_soon(node, now)
+
+    def _node(self, addr: str, now: float) -> Node:
+        node = self.nodes.get(addr)
+        if node is None:
+            settings = self.settings
+            liveness = PeerLiveness(settings.probe_interval_s, settings.suspect_after, settings.dead_after, now)
+            node = self.nodes[addr] = Node(addr, liveness)
+            self._timers.set(("node", addr), now + NODE_IDLE_S)
+        return node
+
+    def _resolve_soon(self, node: Node, now: float) -> None:
+        if not node.resolving and self._timers.get(("resolve", node.addr)) is None:
             self._resolve(node.addr, now)
 
     def _resolve(self, addr: str, now: float) -> None:
         node = self.nodes.get(addr)
-        if node is not None and node.waiting and not node.resolving:
+        if node is None or node.resolving:
+            return
+        node.regrets = {number: regret for number, regret in node.regrets.items() if regret.until > now}
+        if node.wanted:
             node.resolving = True
             self._effects.append(Resolve(addr))
 
@@ -74,6 +85,8 @@ class Discovery(Machine):
 
     def _no_route(self, node: Node, error: RouteError, now: float) -> None:
         node.error = error.message
+        if error.fatal:
+            node.regrets.clear()
         for room in list(node.waiting.values()):
             room.last_error = error.message
             if error.fatal:
@@ -83,7 +96,7 @@ class Discovery(Machine):
         self._resolve_later(node, now)
 
     def _resolve_later(self, node: Node, now: float) -> None:
-        if node.waiting:
+        if node.wanted:
             self._timers.set(("resolve", node.addr), now + node.retry_s)
             # Never longer than a heartbeat: within one, a prefill process that was restarted shall be found.
             node.retry_s = min(2 * node.retry_s, MAX_RETRY_S, self.settings.probe_interval_s)
@@ -93,9 +106,11 @@ class Discovery(Machine):
             if node.route is None:
                 break
             self._attach(node, node.route, room, now)
-        if node.waiting and node.route is None:
+        if node.route is not None and node.regrets:
+            self._pass_regrets_on(node, node.route, now)
+        if node.wanted and node.route is None:
             self._resolve_later(node, now)
-        elif not node.waiting:
+        elif not node.wanted:
             node.retry_s = FIRST_RETRY_S
 
     def _attach(self, node: Node, route: Route, room: Room, now: float) -> None:
@@ -114,6 +129,7 @@ class Discovery(Machine):
             node.route = None
             return
         del node.waiting[room.life]
+        node.regrets.pop(room.number, None)  # the number has begun anew
         room.destinations = node.destinations = sources.destinations
         for address in addresses:
             peer = self.peers.get(address.instance_id)
@@ -156,6 +172,55 @@ class Discovery(Machine):
             node.waiting.pop(room.life, None)
         for link in room.links.values():
             link.peer.awaiting.pop(room.life, None)
+
+    # -- rooms that ended before prefill had heard of them ------------------------------------------------------------
+
+    def _regret_of(self, room: Room, failure: msg.WireFailure) -> Regret:
+        return Regret(room.life, room.destinations, failure, room.opened_at + self.settings.bootstrap_timeout_s)
+
+    def _regret(self, peer: Peer, number: int, regret: Regret) -> None:
+        """Let prefill know: its engine may be waiting for us, or open the room later."""
+        if peer.phase is PeerPhase.GREETING:
+            if len(peer.regrets) < MAX_HELLO_ROOMS:
+                peer.regrets[number] = regret
+        else:
+            self._push(peer, msg.Announce(number, regret.life, regret.destinations))
+            self._push(peer, msg.Abort(number, regret.life, regret.failure))
+
+    def _regret_unlinked(self, room: Room, failure: msg.WireFailure, now: float) -> None:
+        """Which ranks it would have needed is not known yet: all of the instance hear of it, the known ones at once. If
+        there is none and our engine gave the room up, they do as soon as there is a route.
+        """
+        node = self.nodes.get(room.addr)
+        room.destinations = node.destinations if node is not None else 1
+        regret = self._regret_of(room, failure)
+        known = [peer for peer in self.peers.values() if peer.addr == room.addr]
+        for peer in known:
+            self._regret(peer, room.number, regret)
+        if known or room.failure is None or room.failure.code is not FailureCode.ABORTED_LOCAL or regret.until <= now:
+            return
+        node = self._node(room.addr, now)
+        if len(node.regrets) < MAX_HELLO_ROOMS:
+            node.regrets[room.number] = regret
+        if node.route is not None:
+            self._attach_waiting(node, now)
+        else:
+            self._resolve_soon(node, now)
+
+    def _pass_regrets_on(self, node: Node, route: Route, now: float) -> None:
+        """There is a route now. Lost instances are not greeted for this alone."""
+        regrets, node.regrets = node.regrets, {}
+        for address in route.ranks.values():
+            if self._dead.get(address.instance_id, now) > now:
+                continue
+            peer = self.peers.get(address.instance_id)
+            new = peer is None
+            if peer is None:
+                peer = self._new_greeting(address.instance_id, address.endpoint, node.addr, now)
+            for number, regret in regrets.items():
+                self._regret(peer, number, regret)
+            if new:
+                self._greet(peer, now)
 
     # -- greeting --------------------------------------------------------------------------------------------------
 
@@ -258,7 +323,7 @@ class Discovery(Machine):
         node = self.nodes.get(addr)
         if node is None:
             return
-        if node.waiting or node.resolving or any(peer.addr == addr for peer in self.peers.values()):
+        if node.wanted or node.resolving or any(peer.addr == addr for peer in self.peers.values()):
             self._timers.set(("node", addr), now + NODE_IDLE_S)
         else:
             self._forget_node(node)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kv_core.protocol.liveness import PeerLiveness
+from kv_core.protocol.peers import Regret
 from kv_core.protocol.rooms import Room
 
 Ranks = tuple[int, int, int, int]
@@ -57,6 +58,12 @@ class Node:
     resolving: bool = False
     watched: bool = False
     waiting: dict[int, Room] = field(default_factory=dict)  # by life
+    regrets: dict[int, Regret] = field(default_factory=dict)  # by room number, until there is a route
     destinations: int = 1  # decode ranks that each of its ranks serves in one room, as far as is known
     retry_s: float = FIRST_RETRY_S
     error: str = ""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything depends on its route."""
+        return bool(self.waiting or self.regrets)
