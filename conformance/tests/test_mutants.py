@@ -16,6 +16,7 @@ import pytest
 from conformance.tests.matrix.comparing import (
     changes,
     faults,
+    read_complete,
     read_recorded,
     reference_faults,
     uncovered,
@@ -85,7 +86,8 @@ def test_the_named_check_always_fails():
 
 
 def test_the_page_shows_every_mutant_and_every_check():
-    text = page(BROKEN, read_recorded(), list(CHECKS.values()))
+    text = page(BROKEN, read_recorded(), list(CHECKS.values()), read_complete())
+    assert text.count("| complete |") == len(read_complete())
     assert all(f"| `{one.name}` | {one.breaks} |" in text for one in BROKEN)
     assert all(f"| {check} |" in text for check in CHECKS)
     assert "(none)" not in text
@@ -133,8 +135,9 @@ def test_a_check_is_covered_by_failures_only_and_not_by_racy_ones():
 
 def test_recorded_maps_are_read_as_they_were_written(tmp_path: Path):
     maps = {"a": {"KV-A-2": "failed", "KV-A-1": "failed", "KV-A-3": "untestable"}, "b": {"KV-A-1": "failed"}}
-    write_recorded(maps, ["KV-A-1", "KV-A-2", "KV-A-3"], tmp_path / "maps.toml")
+    write_recorded(maps, ["KV-A-1", "KV-A-2", "KV-A-3"], {"b"}, tmp_path / "maps.toml")
     assert read_recorded(tmp_path / "maps.toml") == maps
+    assert read_complete(tmp_path / "maps.toml") == {"b"}
     assert '"KV-A-1", "KV-A-2"' in (tmp_path / "maps.toml").read_text()
 
 

@@ -15,6 +15,7 @@ from conformance.tests.matrix.comparing import (
     Map,
     changes,
     faults,
+    read_complete,
     read_recorded,
     reference_faults,
     uncovered,
@@ -42,13 +43,14 @@ class Session:
         self.asked = asked
         self.gates = {check.id: check.gate for check in checks}
         self.recorded = read_recorded()
+        self.complete = read_complete()
         self.needed: dict[str, set[str]] = {}
         self.references: dict[str, Ran] = {}
         self.maps: dict[str, Map] = {}
         self.troubles: list[str] = []
         self.begin = monotonic()
         self.principals: dict[str, Mutant] = {}
-        for one in MUTANTS.values():
+        for one in (one for one in MUTANTS.values() if not one.is_reference):
             self.principals.setdefault(one.caught_by, one)
 
     def main(self) -> int:
@@ -86,10 +88,12 @@ class Session:
         if self.asked.only:
             return [one for one in MUTANTS.values() if one.name in self.asked.only]
         broken = [one for one in MUTANTS.values() if not one.is_reference]
+        if self.asked.incomplete:
+            broken = [one for one in broken if one.name not in self.complete]
         if self.asked.first:
-            return list({one.caught_by: one for one in reversed(broken)}.values())[::-1]
-        if self.asked.write:
-            return list(MUTANTS.values())
+            return [one for one in broken if one is self.principals[one.caught_by]]
+        if self.asked.write or self.asked.incomplete:
+            return broken
         new = [one.name for one in broken if one.name not in self.recorded]
         if new:
             self.say(
@@ -109,6 +113,7 @@ class Session:
                     text = str(error)
                     self.troubles.append(text)
                 self.say(f"[{number}/{len(mutants)} {monotonic() - self.begin:5.0f} s] {name:34} {text}")
+                self.record()  # now, too: a matrix takes an hour, and what it has found shall outlive a Ctrl-C
 
     def reference(self, mutant: Mutant) -> str:
         """Run against a reference whatever is run against a mutant that is compared with it."""
@@ -129,6 +134,8 @@ class Session:
             check: outcome for check, outcome in before.items() if check in self.gates and check not in ran.outcomes
         }
         self.maps[mutant.name] = others | {c: outcome for c, outcome in seen.items() if c not in mutant.sometimes}
+        if not only:
+            self.complete.add(mutant.name)
         recorded = None if self.asked.write else before
         bad = faults(mutant, ran, reference, recorded)
         self.troubles += [f"{mutant.name}: {text}" for text in bad]
@@ -157,15 +164,20 @@ class Session:
 
     def write(self) -> None:
         """Record the maps, and make the page, where it was asked for."""
-        maps = {
-            name: self.maps.get(name, self.recorded.get(name, {})) for name in MUTANTS if not MUTANTS[name].is_reference
-        }
-        maps = {name: one for name, one in maps.items() if one}
-        if self.asked.write:
-            write_recorded(maps, [check.id for check in self.checks])
+        maps = self.record()
         if self.asked.markdown:
             shown = [one for one in MUTANTS.values() if one.is_reference or one.name in maps]
-            self.asked.markdown.write_text(page(shown, maps, self.checks), encoding="utf-8")
+            text = page(shown, maps, self.checks, self.complete)
+            self.asked.markdown.write_text(text, encoding="utf-8")
+
+    def record(self) -> dict[str, Map]:
+        """All maps that there are; with --write they are in the file then."""
+        seen = dict(self.maps)
+        maps = {name: seen.get(name, self.recorded.get(name, {})) for name in MUTANTS if not MUTANTS[name].is_reference}
+        maps = {name: one for name, one in maps.items() if one}
+        if self.asked.write:
+            write_recorded(maps, [check.id for check in self.checks], set(self.complete))
+        return maps
 
     @staticmethod
     def say(text: str) -> None:
@@ -181,11 +193,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--only", action="append", default=[], metavar="NAME", help="only this mutant; may be given again")
     add("--write", action="store_true", help="record what is seen in mutants/expected.toml")
     add("--first", action="store_true", help="of the mutants of one check only the first")
+    add("--incomplete", action="store_true", help="only those whose recorded map is not complete")
     add("--jobs", type=int, default=2, help="mutants at a time (2)")
     add(
         "--whole",
         action="store_true",
-        help="every check for each mutant, and not those of the named check's area (an hour)",
+        help="every check for the first mutant of each check, the named check's area for the others (an hour or two)",
     )
     add("--seed", type=int, default=0, help="the suite's seed (0)")
     add("--markdown", type=Path, metavar="FILE", help="write the page")

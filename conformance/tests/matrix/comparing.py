@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from conformance.tests.matrix.running import Ran
 from conformance.tests.mutants import Mutant
@@ -21,8 +22,10 @@ HEAD = """\
 # What each mutant changes in comparison with its reference: outcome -> checks. Written by
 #   python -m conformance.tests.matrix --write
 # and reviewed: is each of these checks meant to fail for what the mutant breaks? Checks that are `sometimes` among them
-# stand in the mutant's own definition.
+# stand in the mutant's own definition. `complete`: every check was run against it (--whole; those of the gate, if the named
+# one is among them), so what is not listed is as the reference; else the named check and the canaries.
 """
+COMPLETE = "complete"
 Map = dict[str, str]
 
 
@@ -73,16 +76,24 @@ def uncovered(musts: Iterable[str], recorded: Mapping[str, Map], mutants: Mappin
 
 def read_recorded(path: Path = RECORDED) -> dict[str, Map]:
     """The recorded maps by mutant."""
-    if not path.exists():
-        return {}
-    tables = tomllib.loads(path.read_text(encoding="utf-8"))
     return {
-        name: {check: outcome for outcome, checks in table.items() for check in checks}
-        for name, table in tables.items()
+        name: {check: outcome for outcome, checks in table.items() if outcome != COMPLETE for check in checks}
+        for name, table in _tables(path).items()
     }
 
 
-def write_recorded(maps: Mapping[str, Map], order: Sequence[str], path: Path = RECORDED) -> None:
+def read_complete(path: Path = RECORDED) -> set[str]:
+    """The mutants whose recorded map is complete."""
+    return {name for name, table in _tables(path).items() if table.get(COMPLETE)}
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write_recorded(
+    maps: Mapping[str, Map], order: Sequence[str], complete: Collection[str] = (), path: Path = RECORDED
+) -> None:
     """Write the maps, in this order of checks."""
     rank = {check: number for number, check in enumerate(order)}
     blocks = [HEAD]
@@ -91,5 +102,7 @@ def write_recorded(maps: Mapping[str, Map], order: Sequence[str], path: Path = R
         for outcome in sorted(set(one.values())):
             checks = sorted((c for c, o in one.items() if o == outcome), key=lambda check: rank.get(check, 0))
             lines.append(f"{outcome} = [" + ", ".join(f'"{check}"' for check in checks) + "]")
+        if name in complete:
+            lines.append(f"{COMPLETE} = true")
         blocks.append("\n".join(lines) + "\n")
     path.write_text("\n".join(blocks), encoding="utf-8")
