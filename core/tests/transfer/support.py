@@ -336,6 +336,10 @@ class RecordingSink:
         """Note it."""
         self.events.append(("peer_failed", peer, message))
 
+    def peer_refused(self, peer: PeerKey, message: str) -> None:
+        """Note it."""
+        self.events.append(("peer_refused", peer, message))
+
     def fenced(self, peer: PeerKey) -> None:
         """Note it."""
         self.events.append(("fenced", peer, None))

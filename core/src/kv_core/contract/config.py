@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kv_core.contract.enums import DigestMode
+from kv_core.contract.fabrics import required_fabrics
 from kv_core.contract.failures import InvalidConfig
 
 MAX_ROOM = 2**63 - 1
@@ -40,6 +41,10 @@ class TransferConfig:
         switch_interval_s: ``sys.setswitchinterval`` to set while a manager is open (None: leave it; 0.0005 cuts the
             latency of a room by 3 to 4 in an engine whose scheduler thread is busy).
     Backend
+        require_transport: the fabric that has to be in use, by the words that the backend has for it ("rdma", "cma", "tcp":
+            ``Transport.describe``), in upper or lower case; several: one of them. Where the backend knows at the start that
+            it can't be, ``create_manager`` raises ``InvalidConfig``; a peer that is reached in another way is refused before
+            a byte moves, and its rooms fail (handshake, incompatible). None: whatever there is.
         options: handed to the transport as they are (each backend documents its own).
     """
 
@@ -73,10 +78,12 @@ class TransferConfig:
     digest_sample: int = 64
     switch_interval_s: float | None = None
 
+    require_transport: str | Sequence[str] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "digest", DigestMode(self.digest))
+        object.__setattr__(self, "require_transport", required_fabrics(self.require_transport) or None)
         for name in _POSITIVE:
             value = getattr(self, name)
             if not value > 0:

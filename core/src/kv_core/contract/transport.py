@@ -265,7 +265,10 @@ class Transport(ABC):
 
     @abstractmethod
     def describe(self, peer: PeerKey) -> str:
-        """The fabric really in use to this peer, in a word or two ("tcp", "rdma mlx5_0", "cma")."""
+        """The fabric really in use to this peer, in a word or two ("tcp", "rdma mlx5_0", "cma"). After ``prepare``.
+
+        ``TransferConfig.require_transport`` is held against these words; "rdma or xgmi" says that it is one of the two.
+        """
 
     @abstractmethod
     def wait(self, timeout_s: float) -> None:
@@ -282,6 +285,12 @@ class Transport(ABC):
         """End every thread, close every descriptor, forget every peer. Idempotent. Nothing is called afterwards but
         ``wake``. After it returned no inbound byte can land in memory that was registered here, if FENCE is declared.
         """
+
+    def fabrics(self) -> tuple[str, ...]:
+        """What ``describe`` may answer, as far as the settings and the machine decide it; empty: not known before there is a
+        peer. Asked once, after the constructor: none of it meets ``require_transport``, and the manager is not made.
+        """
+        return ()
 
     def cancel(self, transfer: Transfer) -> None:
         """Ask for an early end; ``progress`` then reports it FAILED, and quiescent as soon as that is certain (CANCEL)."""

@@ -338,10 +338,17 @@ class DecodeMachine(Discovery):
         self._recheck_waiting(peer, now)
 
     def _on_refuse(self, peer: Peer, packet: msg.Refuse, now: float) -> None:
-        if peer.phase is PeerPhase.GREETING:
-            self._refused(peer, packet.failure.failure(), now)
+        failure = packet.failure.failure()
+        if peer.phase is PeerPhase.GREETING or failure.stage is FailureStage.HANDSHAKE:
+            self._refused(peer, failure, now)
         else:
             super()._on_refuse(peer, packet, now)
+
+    def on_peer_refused(self, key: PeerKey, message: str, now: float) -> list[Effect]:
+        """See ``Machine.on_peer_refused``."""
+        effects = super().on_peer_refused(key, message, now)
+        self._dead.pop(key.name, None)  # it lives: the next room asks it at once, and learns the same
+        return effects
 
     def _peer_recovered(self, peer: Peer, now: float) -> None:
         self._recheck_waiting(peer, now)

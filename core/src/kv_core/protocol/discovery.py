@@ -265,7 +265,8 @@ class Discovery(Machine):
             self._dead.pop(peer.name, None)  # it lives
 
     def _refused(self, peer: Peer, failure: Failure, now: float) -> None:
-        untold = [room.number for room in peer.awaiting.values() if room.number not in peer.told_rooms]
+        rooms = [link.room for link in peer.rooms.values()]  # those that wait for the handshake, or have just begun
+        untold = [room.number for room in rooms if not room.ended and room.number not in peer.told_rooms]
         if untold:  # prefill fails its rooms by the numbers in the Hello that it refuses
             header = self._header(peer)
             hello = msg.Hello(**header, introduction=self.me.introduction, rooms=untold[:MAX_HELLO_ROOMS])

@@ -69,6 +69,10 @@ class Inbox:
             self.pop(early.peer, early.life)
         return entries
 
+    def numbers(self, peer: Peer) -> list[int]:
+        """Rooms of which there is news of a peer."""
+        return [early.number for early in self._by_peer.values() if early.peer is peer]
+
     def take_peer(self, peer: Peer) -> list[Early]:
         """Take all news of a peer out."""
         entries = [early for early in self._by_peer.values() if early.peer is peer]

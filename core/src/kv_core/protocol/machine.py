@@ -300,6 +300,8 @@ class Machine:
 
     def _on_refuse(self, peer: Peer, packet: msg.Refuse, now: float) -> None:
         failure = packet.failure.failure()
+        if failure.stage is FailureStage.HANDSHAKE:
+            self._shut_out(peer, failure, now, by_us=False)
         self._drop_peer(peer, failure.code, f"ended the session: {failure.message}", now, failure=failure)
 
     def _on_bye(self, peer: Peer, packet: msg.Bye, now: float) -> None:
@@ -396,9 +398,25 @@ class Machine:
             self._end_session(peer, FailureCode.TRANSPORT_ERROR, f"can't be reached by the transport: {message}", now)
         return self._settle(now)
 
-    def _end_session(self, peer: Peer, code: FailureCode, why: str, now: float) -> None:
+    def on_peer_refused(self, key: PeerKey, message: str, now: float) -> list[Effect]:
+        """The transport reaches this peer over a fabric that this side does not allow: nothing may move between the two."""
+        peer = self.peers.get(key.name)
+        if peer is not None and peer.session == key.generation:
+            failure = Failure(
+                FailureStage.HANDSHAKE, FailureCode.INCOMPATIBLE, message, Side.UNKNOWN, False, self.me.label, str(peer)
+            )
+            self._shut_out(peer, failure, now, by_us=True)
+            self._end_session(peer, failure.code, f"is refused: {message}", now, failure=failure)
+        return self._settle(now)
+
+    def _shut_out(self, peer: Peer, failure: Failure, now: float, *, by_us: bool) -> None:
+        """A session that had begun ends as a handshake that was refused does."""
+
+    def _end_session(
+        self, peer: Peer, code: FailureCode, why: str, now: float, *, failure: Failure | None = None
+    ) -> None:
         """End a session with a peer that lives, and tell it why: its rooms shall fail for the same reason."""
-        failure = Failure(
+        failure = failure or Failure(
             FailureStage.TRANSFER, code, f"{peer} {why}", Side.of(self.me.role.peer), True, self.me.label, str(peer)
         )
         if peer.phase is PeerPhase.READY:
@@ -429,7 +447,7 @@ class Machine:
         self._peer_gone(peer, links, now)
         for room in [link.room for link in links] + waiting:
             if not room.ended:
-                stage = cause.stage if greeting else STAGE[room.phase]
+                stage = cause.stage if greeting or cause.stage is FailureStage.HANDSHAKE else STAGE[room.phase]
                 self._fail_with(room, replace(cause, stage=stage), now)
         for link in links:
             self._settle_room(link.room, now)

@@ -47,7 +47,7 @@ class Peer:
     link: ReliableLink = field(default_factory=ReliableLink)
     rooms: dict[int, RoomLink] = field(default_factory=dict)  # by the decode side's life
     awaiting: dict[int, Room] = field(default_factory=dict)  # decode: rooms that wait for the handshake, by life
-    told_rooms: set[int] = field(default_factory=set)  # decode: numbers that a Hello has named
+    told_rooms: set[int] = field(default_factory=set)  # numbers that a Hello has named
     regrets: dict[int, Regret] = field(default_factory=dict)  # decode: by room number, until the handshake
     pings: int = 0
     stalled: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -508,13 +509,21 @@ class PrefillMachine(Reception):
 
     def _refuse(self, packet: msg.Hello, failure: Failure, now: float) -> None:
         super()._refuse(packet, failure, now)
-        for number in packet.rooms:
+        self._fail_numbers(packet.rooms, failure, packet.sender, now)
+
+    def _shut_out(self, peer: Peer, failure: Failure, now: float, *, by_us: bool) -> None:
+        super()._shut_out(peer, failure, now, by_us=by_us)
+        self._fail_numbers([*peer.told_rooms, *self._inbox.numbers(peer)], failure, peer.name, now)
+
+    def _fail_numbers(self, numbers: Iterable[int], failure: Failure, sender: str, now: float) -> None:
+        """Rooms that a decode rank waits for, and that nothing links to it yet: they fail, also those to be opened later."""
+        for number in numbers:
             room = self.table.get(number)
             if room is not None and room.phase is Phase.OPEN and not room.links:
                 self._fail_with(room, failure, now)
                 self._stones.drop(number)
             elif room is None:
-                self._bury(number, failure, now, remote=True, peer=packet.sender)
+                self._bury(number, failure, now, remote=True, peer=sender)
 
     def _peer_gone(self, peer: Peer, links: list[RoomLink], now: float) -> None:
         super()._peer_gone(peer, links, now)

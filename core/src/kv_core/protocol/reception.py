@@ -15,7 +15,7 @@ from kv_core.protocol.peers import Peer, PeerPhase
 from kv_core.protocol.rooms import RoomLink
 
 MAX_ENDED = 4_096
-"""Decode processes of which the last session that ended here is remembered."""
+"""Decode processes of which the last session that ended here is remembered, and those that are refused for good."""
 
 
 class Reception(Machine):
@@ -25,6 +25,7 @@ class Reception(Machine):
         super().__init__(me, settings, rules)
         self._old: dict[str, set[RoomLink]] = {}  # links of ended sessions that are still outstanding, by instance
         self._ended: OrderedDict[str, int] = OrderedDict()  # the last session that ended here, by instance
+        self._unwanted: OrderedDict[str, Failure] = OrderedDict()  # instances that were refused after their Welcome
 
     # -- greetings -------------------------------------------------------------------------------------------------
 
@@ -35,6 +36,10 @@ class Reception(Machine):
             self.counters["misaddressed_hellos"] += 1
             if ENDPOINT.fullmatch(told.endpoint):
                 self._reset(packet, told.endpoint)
+            return
+        unwanted = self._unwanted.get(packet.sender)
+        if unwanted is not None:  # the fabric between two processes does not change
+            self._refuse(packet, unwanted, now)
             return
         if packet.session <= self._ended.get(packet.sender, 0):
             # A late double, or a greeting that goes on although its session has ended here. Taken up once more, the
@@ -60,6 +65,7 @@ class Reception(Machine):
         told = packet.introduction
         peer = self._new_peer(packet.sender, packet.session, told.endpoint, now)
         peer.introduction, peer.layout, peer.label = told, layout, told.label
+        peer.told_rooms.update(packet.rooms)
         self._effects.append(AddPeer(peer.key, told.descriptor, layout, told.process))
         self._peer_ready(peer, now)
         self._welcome(peer)
@@ -94,6 +100,12 @@ class Reception(Machine):
             failure=msg.WireFailure.of(failure),
         )  # fmt: skip
         self._effects.append(SendPacket(packet.introduction.endpoint, answer))
+
+    def _shut_out(self, peer: Peer, failure: Failure, now: float, *, by_us: bool) -> None:
+        if by_us:
+            self._unwanted[peer.name] = failure
+            while len(self._unwanted) > MAX_ENDED:
+                self._unwanted.popitem(last=False)
 
     def _welcome(self, peer: Peer) -> None:
         self._send(peer, msg.Welcome(**self._header(peer), introduction=self.me.introduction))

@@ -80,14 +80,17 @@ def describe_plugins(registry: Registry = DEFAULT) -> list[PluginReport]:
     return list(_describe(PLUGINS, load, registry.disabled))
 
 
-def doctor_checks(registry: Registry = DEFAULT) -> list[DoctorCheck]:
-    """The checks of backends that were loaded in this process and of all observer plugins.
+def doctor_checks(registry: Registry = DEFAULT, *, plugins: bool = True) -> list[DoctorCheck]:
+    """The checks of backends that were loaded in this process and, with ``plugins``, of all observer plugins.
 
     A backend whose engine failed (preflight) is asked too: that is when its checks are wanted. A plugin whose hook
     raises or returns anything else than checks is represented by a check that reports this.
     """
     asked: list[tuple[Source, Hook]] = []
-    for hooks in (*registry.admitted().values(), registry.load_plugins()):
+    managers = list(registry.admitted().values())
+    if plugins:
+        managers.append(registry.load_plugins())
+    for hooks in managers:
         for name, _ in hooks.list_name_plugin():
             if not hooks.is_blocked(name):
                 own = [hook for hook in hooks.plugin_hooks(name) if hook.name == "kv_doctor_checks"]

@@ -29,6 +29,7 @@ from kv_core.runtime.bootstrap.routes import RankRegistration
 from kv_core.runtime.bootstrap.service import HttpService
 from kv_core.runtime.control import ControlChannel
 from kv_core.runtime.control_loop import ControlLoop
+from kv_core.runtime.fabric_rule import FabricRule
 from kv_core.runtime.mapped import check_mapped
 from kv_core.runtime.observing import ObserverThread
 from kv_core.runtime.process_proof import describe_process
@@ -123,6 +124,7 @@ def assemble(record: BackendRecord, role: Role, args: KVArgs, config: TransferCo
     channel = ControlChannel(config.host, config.control_port, config.advertised_host, config.max_message_bytes, logger)
     transport = record.transport(TransportContext(role, instance_id, config, direction))
     try:
+        FabricRule(config.require_transport).check_possible(transport.fabrics(), info.name)
         transport.register_memory(rules.layout.regions())
         introduction = Introduction(
             fields_of(args, info.name, info.version, version("kv-core")), rules.layout.to_wire(),
@@ -178,7 +180,8 @@ def _connect(
         return RankRegistration(
             instance_id=machine.me.instance_id, ranks=place.ranks, sizes=place.sizes, rank_ip=host, rank_port=port,
             page_size=args.page_size, kv_cache_dtype=args.dtype, kv_layout=args.kv_layout, backend=record.info.name,
-            protocol_version=PROTOCOL_VERSION, progress_age_s=transfers.stalled_s(),
+            protocol_version=PROTOCOL_VERSION, progress_age_s=transfers.stalled_s(), core_version=version("kv-core"),
+            backend_version=record.info.version,
         )  # fmt: skip
 
     return Parts(

@@ -43,6 +43,10 @@ class MachineSink:
         """The transport can't reach the peer."""
         self._runner.call(self._machine.on_peer_failed, peer, message)
 
+    def peer_refused(self, peer: PeerKey, message: str) -> None:
+        """The transport reaches the peer, over a fabric that this side does not allow."""
+        self._runner.call(self._machine.on_peer_refused, peer, message)
+
     def fenced(self, peer: PeerKey) -> None:
         """No write of the peer can land any more."""
         if self._decode is not None:

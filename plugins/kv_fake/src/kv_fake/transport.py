@@ -116,6 +116,10 @@ class SoftwareNic(Transport):
         """See ``Transport``."""
         return "tcp"
 
+    def fabrics(self) -> tuple[str, ...]:
+        """See ``Transport``."""
+        return ("tcp",)
+
     # -- transfers -------------------------------------------------------------------------------------------------
 
     def submit(self, prepared: Prepared, batch: TransferBatch) -> FakeTransfer:

@@ -168,6 +168,10 @@ class MooncakeTransport(Transport):
         """See ``Transport``."""
         return str(self._fabric)
 
+    def fabrics(self) -> tuple[str, ...]:
+        """See ``Transport``: the engine was told which one when it started."""
+        return (str(self._fabric),)
+
     def probe(self, peer: PeerKey) -> bool:
         """See ``Transport``: whether the peer's engine serves its port. Takes two seconds at the most."""
         known = self._peers.get(peer)

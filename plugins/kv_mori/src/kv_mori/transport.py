@@ -207,6 +207,10 @@ class MoriTransport(Transport):
         """See ``Transport``: the backends that were created. Which of two MORI chose, and the device, it does not tell."""
         return self._options.fabric.replace("+", " or ")
 
+    def fabrics(self) -> tuple[str, ...]:
+        """See ``Transport``."""
+        return (self._options.fabric.replace("+", " or "),)
+
     # -- transfers -------------------------------------------------------------------------------------------------
 
     def submit(self, prepared: Prepared, batch: TransferBatch) -> MoriTransfer:

@@ -20,6 +20,12 @@ def describe_place() -> dict[str, object]:
         return {}
 
 
+RDMA = frozenset({
+    "ib", "rc", "rc_v", "rc_verbs", "rc_x", "rc_mlx5", "ud", "ud_v", "ud_verbs", "ud_x", "ud_mlx5", "dc", "dc_x", "dc_mlx5",
+})  # fmt: skip
+"""UCX's names of transports over InfiniBand and RoCE."""
+
+
 class _Span(ctypes.Structure):
     _fields_ = (("address", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
@@ -27,20 +33,32 @@ class _Span(ctypes.Structure):
 def name_fabric(
     options: NixlOptions, mine: Mapping[str, object], theirs: Mapping[str, object], regions: Sequence[Region]
 ) -> str:
-    """Say "ucx tcp" where UCX may use nothing else; "ucx cma" where its rules choose copies between processes: same host,
-    this process may write the peer's memory (tried), no RDMA device that might be preferred; else only the backend.
+    """Say "ucx tcp" or "ucx rdma" where UCX may use nothing else; "ucx cma" where its rules choose copies between processes:
+    same host, this process may write the peer's memory (tried), no RDMA device that might be preferred; else only the backend.
     """
-    if options.backend != "UCX":
-        return options.backend.lower()
+    certain = possible_fabrics(options)
+    if len(certain) == 1:
+        return certain[0]
     confined = options.transports()
-    if confined and "tcp" in confined and confined <= SLOW_IN_THREADS:
-        return "ucx tcp"
     host = next((region for region in regions if region.kind is MemoryKind.HOST), None)
     same = bool(mine) and mine.get("host") == theirs.get("host")
     copies = not confined or ("cma" in confined and confined <= SLOW_IN_THREADS | {"cma"})
     if same and copies and host is not None and not rdma_devices() and _may_copy(theirs.get("pid"), host.address):
         return "ucx cma"
     return "ucx"
+
+
+def possible_fabrics(options: NixlOptions) -> tuple[str, ...]:
+    """What ``name_fabric`` may say of any peer. UCX_TLS decides it where it leaves UCX one fabric only."""
+    if options.backend != "UCX":
+        return (options.backend.lower(),)
+    confined = options.transports()
+    if confined and "tcp" in confined and confined <= SLOW_IN_THREADS:
+        return ("ucx tcp",)
+    if confined and confined - {"self"} and confined - {"self"} <= RDMA:
+        return ("ucx rdma",)  # without a device of that kind UCX does not start at all
+    copies = not confined or ("cma" in confined and confined <= SLOW_IN_THREADS | {"cma"})
+    return ("ucx cma", "ucx") if copies and not rdma_devices() else ("ucx",)
 
 
 def _may_copy(pid: object, address: int) -> bool:

@@ -38,7 +38,7 @@ from kv_core.contract.transport import (
     TransportContext,
 )
 from kv_nixl.engine import Engine
-from kv_nixl.fabric import describe_place, name_fabric
+from kv_nixl.fabric import describe_place, name_fabric, possible_fabrics
 from kv_nixl.lists import Geometry, Kinds
 from kv_nixl.memory import RegisteredMemory
 from kv_nixl.options import NixlOptions
@@ -197,9 +197,13 @@ class NixlTransport(Transport):
                 del self._remotes[name]
 
     def describe(self, peer: PeerKey) -> str:
-        """See ``Transport``: "ucx cma", "ucx tcp", or just the backend where it can't be known; see ``fabric``."""
+        """See ``Transport``: "ucx rdma", "ucx cma", "ucx tcp", or just the backend where it can't be known; see ``fabric``."""
         remote = self._peers.get(peer)
         return (remote.fabric if remote is not None else "") or self._options.backend.lower()
+
+    def fabrics(self) -> tuple[str, ...]:
+        """See ``Transport``."""
+        return possible_fabrics(self._options)
 
     # -- descriptor lists ------------------------------------------------------------------------------------------
 

@@ -25,6 +25,8 @@ MAX_RANKS = 65_536
 """Largest number of ranks of one prefill instance."""
 MAX_ROOMS_PER_QUERY = 2_048
 """Most rooms in one ``POST /query_dp_ranks``."""
+MAX_VERSIONS = 64
+"""Most pairs of versions that a route tells; a rolling update has two."""
 MAX_PAGE_SIZE = 2**31 - 1
 MAX_AGE_S = 1e9
 
@@ -32,6 +34,7 @@ RankNumber = Annotated[int, Meta(ge=0, le=MAX_RANKS - 1)]
 Size = Annotated[int, Meta(ge=1, le=MAX_RANKS)]
 Port = Annotated[int, Meta(ge=1, le=65_535)]
 Text = Annotated[str, Meta(min_length=1, max_length=128)]
+SoftwareVersion = Annotated[str, Meta(max_length=64)]
 Host = Annotated[str, Meta(min_length=1, max_length=253)]
 Version = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=MAX_AGE_S)]
@@ -56,7 +59,8 @@ class RankRegistration(msgspec.Struct, frozen=True, kw_only=False):
 
     instance_id: of the rank's manager, unique in the world and for ever. ranks, sizes: (tp, pp, cp, dp). rank_ip,
     rank_port: where peers reach its control socket (no wildcard address). page_size in tokens. progress_age_s: seconds
-    since the rank's own work last made progress, at the moment of sending.
+    since the rank's own work last made progress, at the moment of sending. core_version, backend_version: of its
+    distributions, for people; empty if it does not tell.
     """
 
     instance_id: str
@@ -70,6 +74,8 @@ class RankRegistration(msgspec.Struct, frozen=True, kw_only=False):
     backend: str
     protocol_version: int
     progress_age_s: float = 0.0
+    core_version: str = ""
+    backend_version: str = ""
 
     def check(self) -> None:
         """Raise ``MessageError`` with a sentence if the values make no sense together."""
@@ -80,7 +86,7 @@ class RankRegistration(msgspec.Struct, frozen=True, kw_only=False):
             raise MessageError(
                 f"sizes (tp, pp, cp, dp) {self.sizes} make {prod(self.sizes)} ranks, at most {MAX_RANKS}"
             )
-        for name in ("instance_id", "kv_cache_dtype", "kv_layout", "backend"):
+        for name in ("instance_id", "kv_cache_dtype", "kv_layout", "backend", "core_version", "backend_version"):
             if not getattr(self, name).isprintable():
                 raise MessageError(f"{name} must be printable text, got {getattr(self, name)!r}")
 
@@ -119,6 +125,8 @@ class RankRegistration(msgspec.Struct, frozen=True, kw_only=False):
                 backend=self.backend,
                 protocol_version=self.protocol_version,
                 progress_age_s=min(max(self.progress_age_s, 0.0), MAX_AGE_S),
+                core_version=self.core_version,
+                backend_version=self.backend_version,
             )
         )
 
@@ -160,6 +168,8 @@ class _RegistrationMessage(msgspec.Struct, frozen=True, kw_only=True):
     backend: Text
     protocol_version: Version
     progress_age_s: Seconds = 0.0
+    core_version: SoftwareVersion = ""
+    backend_version: SoftwareVersion = ""
 
 
 def decode_registration(body: bytes) -> RankRegistration:
@@ -177,6 +187,8 @@ def decode_registration(body: bytes) -> RankRegistration:
         backend=message.backend,
         protocol_version=message.protocol_version,
         progress_age_s=message.progress_age_s,
+        core_version=message.core_version,
+        backend_version=message.backend_version,
     )
     registration.check()
     return registration
@@ -217,7 +229,8 @@ class RankAddress(msgspec.Struct, frozen=True):
 class RouteInfo(msgspec.Struct, frozen=True):
     """A whole prefill instance, as its bootstrap server describes it: every rank is there.
 
-    ``server_instance`` is the bootstrap server's own instance id; ``ranks`` is keyed by (tp, pp, cp, dp).
+    ``server_instance`` is the bootstrap server's own instance id; ``ranks`` is keyed by (tp, pp, cp, dp). ``versions``:
+    (kv-core's, the backend's) as the ranks tell, each pair once.
     """
 
     server_instance: str
@@ -228,6 +241,7 @@ class RouteInfo(msgspec.Struct, frozen=True):
     backend: str
     protocol_version: int
     ranks: Mapping[Ranks, RankAddress]
+    versions: tuple[tuple[str, str], ...] = ()
 
 
 class RankEntry(msgspec.Struct, frozen=True):
@@ -261,6 +275,7 @@ class PrefillServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     protocol_version: Version
     server_instance: Text
     ranks: Annotated[list[RankEntry], Meta(max_length=MAX_RANKS)]
+    versions: Annotated[list[tuple[SoftwareVersion, SoftwareVersion]], Meta(max_length=MAX_VERSIONS)] = []
 
     def route(self) -> RouteInfo:
         """The same as a ``RouteInfo``. Raises ``MessageError`` unless every rank is there once, at a usable address."""
@@ -284,6 +299,7 @@ class PrefillServerInfo(msgspec.Struct, frozen=True, kw_only=True):
             backend=self.backend,
             protocol_version=self.protocol_version,
             ranks=ranks,
+            versions=tuple(self.versions),
         )
 
 

@@ -15,6 +15,7 @@ import msgspec
 from kv_core.contract.failures import KVCoreError
 from kv_core.runtime.bootstrap.routes import (
     MAX_AGE_S,
+    MAX_VERSIONS,
     HealthReport,
     PrefillServerInfo,
     RankEntry,
@@ -160,7 +161,12 @@ class RouteTable:
             protocol_version=shape.protocol_version,
             server_instance=server_instance,
             ranks=[_entry_of(self._entries[key].registration) for key in sorted(self._entries)],
+            versions=self._versions()[:MAX_VERSIONS],
         )
+
+    def _versions(self) -> list[tuple[str, str]]:
+        told = (entry.registration for entry in self._entries.values())
+        return sorted({(rank.core_version, rank.backend_version) for rank in told if rank.core_version})
 
     def require_ready(self) -> Shape:
         """The shape. Raises ``RequestRefused`` (503) with the missing ranks until every rank is there."""

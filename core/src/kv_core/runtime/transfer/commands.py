@@ -9,6 +9,7 @@ from kv_core.contract.memory import Topology
 from kv_core.contract.transport import PeerKey, TransferPlan, Transport
 from kv_core.layout import MemoryLayout, mirror, plan_transfer
 from kv_core.protocol.effects import AddPeer, FencePeer, RemovePeer, VerifyDigests
+from kv_core.runtime.fabric_rule import FabricRule
 from kv_core.runtime.transfer.aux import AuxDataCodec
 from kv_core.runtime.transfer.digest import Hasher
 from kv_core.runtime.transfer.dispatch import Dispatcher
@@ -25,7 +26,7 @@ class Commands:
 
     def __init__(
         self, transport: Transport, layout: MemoryLayout, topology: Topology, dispatcher: Dispatcher,
-        reports: Reports, troubles: Troubles, hasher: Hasher, codec: AuxDataCodec,
+        reports: Reports, troubles: Troubles, hasher: Hasher, codec: AuxDataCodec, fabric_rule: FabricRule,
     ) -> None:  # fmt: skip
         self._transport = transport
         self._layout = layout
@@ -33,6 +34,7 @@ class Commands:
         self._dispatcher = dispatcher
         self._reports = reports
         self._troubles = troubles
+        self._fabric_rule = fabric_rule
         self._verifier = Verifier(hasher, codec, self._source_plan)
         self._known: dict[str, PeerKey] = {}  # by name: the generation that the transport knows
         self._source_plans: dict[PeerKey, TransferPlan] = {}
@@ -70,7 +72,12 @@ class Commands:
             self._dispatcher.peer_unusable(peer, described(error))
             self._reports.peer_failed(peer, described(error))
             return
-        self._dispatcher.peer_ready(peer, plan, prepared, fabric, command.process)
+        problem = self._fabric_rule.problem(fabric)
+        if problem:
+            self._dispatcher.peer_unusable(peer, problem)
+            self._reports.peer_refused(peer, problem)
+        else:
+            self._dispatcher.peer_ready(peer, plan, prepared, fabric, command.process)
 
     def _remove_peer(self, peer: PeerKey) -> None:
         self._source_plans.pop(peer, None)

@@ -15,6 +15,7 @@ from kv_core.contract.transport import Transport
 from kv_core.layout import MemoryLayout
 from kv_core.protocol.chunks import TransferKVChunk
 from kv_core.protocol.effects import AddPeer, FencePeer, RemovePeer, VerifyDigests
+from kv_core.runtime.fabric_rule import FabricRule
 from kv_core.runtime.transfer.aux import AuxDataCodec
 from kv_core.runtime.transfer.blocking import ThreadedPoster
 from kv_core.runtime.transfer.commands import Commands
@@ -85,8 +86,9 @@ class Owner:
         self._deaths = Deaths(self.outstanding, is_dead, clock)
         self.parking = Parking(clock, self.dispatcher, self.troubles)
         self._perform = Commands(
-            transport, layout, topology, self.dispatcher, reports, self.troubles, hasher, codec
-        ).perform
+            transport, layout, topology, self.dispatcher, reports, self.troubles, hasher, codec,
+            FabricRule(config.require_transport),
+        ).perform  # fmt: skip
 
     # -- any thread ------------------------------------------------------------------------------------------------
 

@@ -43,6 +43,10 @@ class Reports:
         """See ``TransferSink.peer_failed``."""
         self._tell(self._sink.peer_failed, peer, message)
 
+    def peer_refused(self, peer: PeerKey, message: str) -> None:
+        """See ``TransferSink.peer_refused``."""
+        self._tell(self._sink.peer_refused, peer, message)
+
     def fence(self, peer: PeerKey, *, proven: bool) -> None:
         """See ``TransferSink.fenced`` and ``fence_failed``."""
         self._tell(self._sink.fenced if proven else self._sink.fence_failed, peer)

@@ -37,6 +37,10 @@ class TransferSink(Protocol):
         """The peer could not be added, or nothing could be prepared for it."""
         ...
 
+    def peer_refused(self, peer: PeerKey, message: str) -> None:
+        """The peer can be reached, but not over a fabric that ``require_transport`` allows. Nothing was posted to it."""
+        ...
+
     def fenced(self, peer: PeerKey) -> None:
         """No byte of this generation of the peer, or an earlier one, can land here any more."""
         ...
