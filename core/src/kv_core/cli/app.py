@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from kv_core.cli.doctor_cmd import doctor
 from kv_core.cli.events_cmd import events_app
 from kv_core.contract.enums import DigestMode, Role
 
@@ -119,4 +120,5 @@ def new_backend(
     raise typer.Exit(run(name, folder))
 
 
+app.command()(doctor)
 app.add_typer(events_app)

@@ -57,8 +57,9 @@ class PluginReport:
         return {**asdict(self), "status": self.status.value, "version": self.version}
 
 
-def describe_backends(registry: Registry = DEFAULT) -> list[PluginReport]:
-    """Every installed backend by name, each loaded (imported, checked, preflight run) apart from the others.
+def describe_backends(registry: Registry = DEFAULT, *, only: str | None = None) -> list[PluginReport]:
+    """Every installed backend by name (or ``only`` the one of this name), each loaded (imported, checked, preflight run) apart
+    from the others.
 
     Raises nothing for a plugin's sake: an error, or an exit, of one is in its own report.
     """
@@ -66,7 +67,7 @@ def describe_backends(registry: Registry = DEFAULT) -> list[PluginReport]:
     def load(sources: Sequence[Source]) -> dict[str, Any]:
         return _about(registry.load_from(sources).info)
 
-    return list(_describe(BACKENDS, load, registry.disabled))
+    return list(_describe(BACKENDS, load, registry.disabled, only))
 
 
 def describe_plugins(registry: Registry = DEFAULT) -> list[PluginReport]:
@@ -99,9 +100,11 @@ def doctor_checks(registry: Registry = DEFAULT, *, plugins: bool = True) -> list
 
 
 def _describe(
-    group: str, load: Callable[[Sequence[Source]], dict[str, Any]], disabled: frozenset[str]
+    group: str, load: Callable[[Sequence[Source]], dict[str, Any]], disabled: frozenset[str], only: str | None = None
 ) -> Iterator[PluginReport]:
     for name, sources in scan(group).items():
+        if only not in (None, name):
+            continue
         if name in disabled:
             status, found = PluginStatus.DISABLED, {}
         else:

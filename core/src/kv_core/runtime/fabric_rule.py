@@ -31,7 +31,9 @@ class FabricRule:
         """Why nothing may move over the fabric that is in use to a peer; empty if it may."""
         if not self._required or meets(self._required, fabric):
             return ""
-        return f"TransferConfig.require_transport asks for {self._wanted}, and in use to this peer is {fabric!r}: {_MEND}"
+        return (
+            f"TransferConfig.require_transport asks for {self._wanted}, and in use to this peer is {fabric!r}: {_MEND}"
+        )
 
     @property
     def _wanted(self) -> str:
