@@ -45,6 +45,7 @@ VALUES = [
     FAILURE,
     KVArgs(KV, Pool.uniform("aux", [2**20], 64, 4), (Pool.uniform("mamba", [2**21], 8, 2),), extra={"draft": "none"}),
     TransferConfig(bootstrap_addr="127.0.0.1:8998", options={"faults": ()}, digest=DigestMode.ALL),
+    TransferConfig(require_transport=("RDMA", "cma")),
     BackendInfo("x", "kv-x", "1.0", (1, 0), frozenset({Capability.WRITE})),
     KVTransferMetric(0.25, 4096),
     KVTransferMetric(),
@@ -102,6 +103,7 @@ def test_poll_has_the_values_that_engines_know():
     [
         {"bootstrap_timeout_s": 0}, {"waiting_timeout_s": -1}, {"lease_s": float("nan")}, {"probe_interval_s": 0},
         {"suspect_after": 0}, {"suspect_after": 5, "dead_after": 5}, {"control_port": 65_536}, {"control_port": -1},
+        {"require_transport": ""}, {"require_transport": ()}, {"require_transport": ("rdma", " ")}, {"require_transport": (1,)},
         {"queue_shards": 0}, {"max_rooms": 0}, {"max_batch_descriptors": 0}, {"window_bytes": 0}, {"close_timeout_s": 0},
     ],
 )  # fmt: skip

@@ -213,6 +213,25 @@ def test_a_peer_that_can_not_be_prepared_is_reported_and_its_chunks_fail(method)
         assert "remove_peer" in b.transport.calls
 
 
+def test_a_peer_over_a_fabric_that_is_not_allowed_is_refused_before_anything_is_posted():
+    with bench(config=settings(require_transport="rdma")) as b:
+        peer = b.peer("decode")
+        until(lambda: b.sink.told("peer_refused"))
+        ((key, sentence),) = b.sink.told("peer_refused")
+        assert key == peer.key
+        assert "require_transport asks for 'rdma', and in use to this peer is 'double'" in sentence
+        chunk = b.submit(peer, [1], [1])
+        until(lambda: b.failure(chunk))
+        assert b.failure(chunk) == (sentence, True)
+        b.engine.put(RemovePeer(peer.key))
+        until(lambda: b.engine.snapshot()["peers"] == 0)
+        assert "remove_peer" in b.transport.calls
+        assert not b.transport.posted
+    with bench(config=settings(require_transport=("rdma", "DOUBLE"))) as b:
+        chunk = b.submit(b.peer("decode"), [1], [1])
+        until(lambda: b.has_landed(chunk))
+
+
 def test_a_peer_with_another_layout_is_reported():
     with bench() as b:
         b.peer("decode", page_bytes=128)

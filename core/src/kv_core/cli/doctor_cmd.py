@@ -71,13 +71,15 @@ def doctor(
     Exit status: 0 serving would work (there may be warnings), 1 a problem was found, 2 bad arguments.
     """
     from kv_core.cli.demo.options import parse_options  # noqa: PLC0415
-    from kv_core.cli.doctor.settings import DoctorSettings, read_layout  # noqa: PLC0415
+    from kv_core.cli.doctor.settings import DoctorSettings, read_layout, serving_address  # noqa: PLC0415
     from kv_core.contract.fabrics import required_fabrics  # noqa: PLC0415
     from kv_core.runtime.bootstrap.addresses import parse_address  # noqa: PLC0415
 
     try:
-        for address in filter(None, (peer, serve)):
-            parse_address(address)
+        if peer is not None:
+            parse_address(peer)
+        if serve is not None:
+            serving_address(serve)
         settings = DoctorSettings(
             backend=backend, peer=peer, layout=None if layout is None else read_layout(layout), host=host,
             advertised_host=advertised_host, bootstrap_port=bootstrap_port, control_port=control_port,

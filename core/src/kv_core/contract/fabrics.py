@@ -19,13 +19,13 @@ def required_fabrics(value: str | Sequence[str] | None) -> tuple[str, ...]:
     """``TransferConfig.require_transport`` as a tuple: empty for None. Raises ``InvalidConfig`` for what names no fabric."""
     if value is None:
         return ()
-    given = (value,) if isinstance(value, str) else tuple(value)
+    given: tuple[object, ...] = (value,) if isinstance(value, str) else tuple(value)
     if not given or not all(isinstance(each, str) and words_of(each) for each in given):
         raise InvalidConfig(
             f"TransferConfig.require_transport is {value!r}, must be a fabric's name such as 'rdma', several of which one "
             "will do, or None for whatever there is"
         )
-    return tuple(" ".join(each.split()).lower() for each in given)
+    return tuple(" ".join(str(each).split()).lower() for each in given)
 
 
 def meets(required: Sequence[str], fabric: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import FailureCode, FailureStage, Side
-from kv_core.contract.failures import MessageError
+from kv_core.contract.failures import Failure, MessageError
 from kv_core.contract.records import KVTransferMetric
 from kv_core.contract.transport import PeerKey
 from kv_core.protocol import messages as msg
@@ -340,9 +340,17 @@ class DecodeMachine(Discovery):
     def _on_refuse(self, peer: Peer, packet: msg.Refuse, now: float) -> None:
         failure = packet.failure.failure()
         if peer.phase is PeerPhase.GREETING or failure.stage is FailureStage.HANDSHAKE:
+            self._shut_out(peer, failure, now, by_us=False)
             self._refused(peer, failure, now)
         else:
             super()._on_refuse(peer, packet, now)
+
+    def _shut_out(self, peer: Peer, failure: Failure, now: float, *, by_us: bool) -> None:
+        if by_us:
+            return  # prefill may have begun to write: it says in a new session that its writes have ended
+        for link in peer.rooms.values():
+            link.exposed = False
+            link.proof = "prefill refused the session before a byte moved"
 
     def on_peer_refused(self, key: PeerKey, message: str, now: float) -> list[Effect]:
         """See ``Machine.on_peer_refused``."""

@@ -7,6 +7,8 @@ Read in this order: ``transport`` (the contract, and what is said about quiescen
 from importlib.metadata import version
 
 from kv_core import BackendInfo, BackendRecord, Capability, hookimpl
+from kv_core.contract.records import DoctorCheck
+from kv_mooncake.doctor import checks
 from kv_mooncake.engine import may_have_cuda, preflight
 from kv_mooncake.transport import MooncakeTransport
 
@@ -30,4 +32,10 @@ def kv_backend() -> BackendRecord:
     return BackendRecord(info, MooncakeTransport, preflight)
 
 
-__all__ = ["MooncakeTransport", "__version__", "kv_backend", "preflight"]
+@hookimpl
+def kv_doctor_checks() -> list[DoctorCheck]:
+    """What `kv-core doctor` shall look at besides loading the engine and letting it work."""
+    return checks()
+
+
+__all__ = ["MooncakeTransport", "__version__", "kv_backend", "kv_doctor_checks", "preflight"]

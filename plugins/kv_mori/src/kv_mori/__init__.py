@@ -8,6 +8,8 @@ MORI nor torch.
 from importlib.metadata import version
 
 from kv_core import BackendInfo, BackendRecord, Capability, hookimpl
+from kv_core.contract.records import DoctorCheck
+from kv_mori.doctor import checks
 from kv_mori.engine import has_gpu, preflight
 from kv_mori.transport import MoriTransport
 
@@ -31,4 +33,10 @@ def kv_backend() -> BackendRecord:
     return BackendRecord(info, MoriTransport, preflight)
 
 
-__all__ = ["MoriTransport", "__version__", "kv_backend", "preflight"]
+@hookimpl
+def kv_doctor_checks() -> list[DoctorCheck]:
+    """What `kv-core doctor` shall look at besides loading the engine and letting it work."""
+    return checks()
+
+
+__all__ = ["MoriTransport", "__version__", "kv_backend", "kv_doctor_checks", "preflight"]

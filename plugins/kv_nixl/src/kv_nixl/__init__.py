@@ -1,12 +1,14 @@
 """kv-nixl: NIXL as a backend of kv-core, through UCX or any other of NIXL's backends.
 
 Read in this order: ``transport`` (the contract, and what is known when a transfer fails), ``peers`` (remote agents),
-``lists`` (prepared descriptor lists), ``engine`` and ``options`` (NIXL itself), ``memory``, ``fabric``.
+``lists`` (prepared descriptor lists), ``engine`` and ``options`` (NIXL itself), ``memory``, ``fabric``, ``doctor``.
 """
 
 from importlib.metadata import version
 
 from kv_core import BackendInfo, BackendRecord, Capability, hookimpl
+from kv_core.contract.records import DoctorCheck
+from kv_nixl.doctor import checks
 from kv_nixl.engine import load_engine, may_have_cuda
 from kv_nixl.transport import NixlTransport
 
@@ -36,4 +38,10 @@ def kv_backend() -> BackendRecord:
     return BackendRecord(info, NixlTransport, preflight=_preflight)
 
 
-__all__ = ["NixlTransport", "__version__", "kv_backend"]
+@hookimpl
+def kv_doctor_checks() -> list[DoctorCheck]:
+    """What `kv-core doctor` shall look at besides loading the engine and letting it work."""
+    return checks()
+
+
+__all__ = ["NixlTransport", "__version__", "kv_backend", "kv_doctor_checks"]

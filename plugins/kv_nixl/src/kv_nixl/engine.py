@@ -106,6 +106,11 @@ def rdma_devices() -> list[str]:
     return _devices(INFINIBAND)
 
 
+def network_devices() -> list[str]:
+    """Names of this host's network devices."""
+    return _devices(NETWORK)
+
+
 def may_have_cuda() -> bool:
     """Whether this host may have a CUDA device. Looks at files and loads nothing: it is asked before NIXL is there."""
     return any(path.exists() for path in CUDA)
@@ -162,7 +167,7 @@ def _only_devices(options: NixlOptions) -> Iterator[None]:
     if not options.device_names:
         yield
         return
-    rdma, network = rdma_devices(), _devices(NETWORK)
+    rdma, network = rdma_devices(), network_devices()
     names = []
     for device in options.device_names:
         name = device.partition(":")[0]

@@ -14,9 +14,8 @@ from kv_core.cli.doctor.jobs import ManagerSettings, Moved, Serve, Serving, Trou
 from kv_core.cli.doctor.live import best, speed
 from kv_core.cli.doctor.memory import PAGES, own_layout
 from kv_core.cli.doctor.processes import Child
-from kv_core.cli.doctor.settings import DoctorSettings
+from kv_core.cli.doctor.settings import DoctorSettings, serving_address
 from kv_core.contract.enums import Role
-from kv_core.runtime.bootstrap import parse_address
 
 LOOK_S = 1.0
 
@@ -35,7 +34,7 @@ def run(settings: DoctorSettings, *, as_json: bool) -> int:
 
 def serve(settings: DoctorSettings, backend: str, addr: str, *, as_json: bool) -> int:
     """Be a prefill side that waits for ``kv-core doctor --peer``, until Ctrl-C. Exit status 1 if it can't (any more)."""
-    host, port = parse_address(addr)
+    host, port = serving_address(addr)
     manager = ManagerSettings(
         backend, host, settings.advertised_host, settings.options_for(Role.PREFILL), settings.require_transport,
         settings.timeout_s, settings.control_port or 0,

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import platform
-import secrets
 import sys
-from collections.abc import Callable, Iterable, Iterator
-
-import msgspec
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from kv_core import __version__
 from kv_core.cli.doctor import addresses, devices, host, installed, limits, live, peer
@@ -17,27 +14,14 @@ from kv_core.cli.doctor.facts.distributions import engine_wheels
 from kv_core.cli.doctor.facts.limits import look_at_limits
 from kv_core.cli.doctor.facts.peer import PeerFacts, look_at_peer
 from kv_core.cli.doctor.facts.process import look_at_processes
-from kv_core.cli.doctor.jobs import (
-    Fetch,
-    LoadBackend,
-    LoadPlugins,
-    LookAtMachine,
-    MachineSeen,
-    ManagerSettings,
-    Moved,
-    PluginLoaded,
-    Register,
-    Serve,
-    Serving,
-)
-from kv_core.cli.doctor.memory import BULK_BYTES, PAGES, own_layout
-from kv_core.cli.doctor.processes import Child, Outcome, run
+from kv_core.cli.doctor.jobs import LoadBackend, LoadPlugins, LookAtMachine, MachineSeen, Moved, PluginLoaded
+from kv_core.cli.doctor.processes import Outcome, run
 from kv_core.cli.doctor.report import Report
-from kv_core.cli.doctor.rooms import ROOMS
 from kv_core.cli.doctor.settings import DoctorSettings
+from kv_core.cli.doctor.work import Worker
 from kv_core.contract.config import TransferConfig
 from kv_core.contract.doctor import problem
-from kv_core.contract.enums import Capability, Role
+from kv_core.contract.enums import Capability
 from kv_core.contract.records import CheckStatus, DoctorFinding
 from kv_core.registry import list_backends
 
@@ -46,46 +30,47 @@ ITSELF = problem(
     "The doctor itself failed while it looked at {area}: {error}",
     "Report this to kv-core's authors, with the output of --json",
 )
-PAGE_BYTES = 4_096
 LOAD_S = 120.0
 """For importing an engine with everything that it brings along."""
-STEPS_S = 3.0
-SPARE_S = 20.0
-"""A child may take this many times the patience of one step, and so much more for its start and its end."""
 ANSWER_S = 5.0
-TOLD_S = 5.0
+AREAS = ("installed", "devices", "host", "limits", "addresses", "transfers", "peer")
 
 
 class Examination:
-    """One run. ``tell``: told what is being looked at, for people who wait."""
+    """One run. ``tell``: told what is being looked at, for people who wait. ``loaded``: backends that children have tried to
+    load already, where ``installed`` is not among the areas.
+    """
 
-    def __init__(self, settings: DoctorSettings, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, settings: DoctorSettings, tell: Callable[[str], None], loaded: Mapping[str, Outcome] | None = None
+    ) -> None:
         self._settings = settings
         self._tell = tell
         self._findings: list[DoctorFinding] = []
         self._measurements: list[live.Measurement] = []
         self._installed = {each.name: each.distributions for each in list_backends()}
-        self._loaded: dict[str, Outcome] = {}
+        self._loaded: dict[str, Outcome] = dict(loaded or {})
         self._machine = MachineSeen({})
-        self._devices = Devices((), (), (), (), (), "", False, False, False)
+        self._devices = Devices()
         self._place: tuple[str, str | None] = (TransferConfig().host, None)
 
-    def report(self) -> Report:
-        """Look at everything."""
-        areas: list[tuple[str, Callable[[], Iterable[DoctorFinding]]]] = [
-            ("what is installed", self._what_is_installed),
-            ("devices", self._what_devices),
-            ("this host", lambda: host.host(look_at_processes())),
-            ("limits", lambda: limits.limits(look_at_limits(self._settings.shm), rdma=self._devices.rdma)),
-            ("addresses", self._what_addresses),
-        ]
+    def report(self, only: Collection[str] = AREAS) -> Report:
+        """Look at everything, or ``only`` at these areas."""
+        areas: dict[str, Callable[[], Iterable[DoctorFinding]]] = {
+            "installed": self._what_is_installed,
+            "devices": self._what_devices,
+            "host": lambda: host.host(look_at_processes()),
+            "limits": lambda: limits.limits(look_at_limits(self._settings.shm), rdma=self._devices.rdma),
+            "addresses": self._what_addresses,
+        }
         if not self._settings.static:
-            areas.append(("transfers", self._transfers))
+            areas["transfers"] = self._transfers
         if self._settings.peer is not None:
-            areas.append((f"the peer at {self._settings.peer}", self._peer))
-        for area, look in areas:
-            self._tell(area)
-            self._findings += self._guarded(area, look)
+            areas["peer"] = self._peer
+        for area, look in areas.items():
+            if area in only:
+                self._tell(area)
+                self._findings += self._guarded(area, look)
         return Report(self._about(), tuple(self._findings), tuple(self._measurements))
 
     def _guarded(self, area: str, look: Callable[[], Iterable[DoctorFinding]]) -> list[DoctorFinding]:
@@ -138,43 +123,17 @@ class Examination:
     def _transfers(self) -> Iterator[DoctorFinding]:
         for name in installed.working(self._loaded):
             self._tell(f"backend {name}: registering memory, moving pages")
-            yield from self._work(name)
-
-    def _work(self, name: str) -> Iterator[DoctorFinding]:
-        sizes = (PAGE_BYTES, BULK_BYTES)
-        found = list(
-            live.registered(name, sizes, run(Register(self._manager(name, Role.PREFILL), sizes), self._limit_s))
-        )
-        yield from found
-        if any(finding.status is CheckStatus.PROBLEM for finding in found):
-            return
-        prefill, decode = self._loopback(name)
-        yield from live.loopback(name, prefill, decode, better=self._better(name))
-        moved = decode.every(Moved) if decode is not None else []
-        measured = live.best(name, "loopback", moved, live.writers_fabric(prefill))
-        if measured is not None:
-            self._measurements.append(measured)
-
-    def _loopback(self, name: str) -> tuple[Outcome, Outcome | None]:
-        decode = None
-        with Child(Serve(self._manager(name, Role.PREFILL), 0, own_layout(), PAGES)) as prefill:
-            serving = prefill.wait_for(Serving, self._limit_s)
-            if serving is not None:
-                job = Fetch(self._manager(name, Role.DECODE), serving.address, own_layout(), PAGES, ROOMS)
-                decode = run(job, self._limit_s)
-                if decode.first(Moved) is not None:
-                    prefill.wait_for(Moved, TOLD_S)
-            return prefill.end(), decode
+            found, measured = self._worker.loopback(name, better=self._better(name))
+            yield from found
+            self._measured(measured)
 
     @property
-    def _limit_s(self) -> float:
-        return STEPS_S * self._settings.timeout_s + SPARE_S
+    def _worker(self) -> Worker:
+        return Worker(self._settings, *self._place)
 
-    def _manager(self, name: str, role: Role) -> ManagerSettings:
-        settings = self._settings
-        return ManagerSettings(
-            name, *self._place, settings.options_for(role), settings.require_transport, settings.timeout_s
-        )
+    def _measured(self, measured: live.Measurement | None) -> None:
+        if measured is not None:
+            self._measurements.append(measured)
 
     def _better(self, name: str) -> str:
         """What this machine has that is faster than TCP, as far as the backend could use it."""
@@ -193,11 +152,9 @@ class Examination:
         yield from peer.compared(found, mine)
         if mine.backend is None or self._settings.static or not peer.may_meet(found, mine):
             return
-        outcome = run(self._visit(found, mine.backend), self._limit_s)
+        outcome = self._worker.visit(found, mine.backend)
         yield from peer.met(found, mine, outcome, better=self._better(mine.backend))
-        measured = live.best(mine.backend, found.addr, outcome.every(Moved))
-        if measured is not None:
-            self._measurements.append(measured)
+        self._measured(live.best(mine.backend, found.addr, outcome.every(Moved)))
 
     def _mine(self, found: PeerFacts) -> peer.Mine:
         """What this side is: the backend that was asked for, else the peer's, if it works here."""
@@ -209,18 +166,3 @@ class Examination:
         return peer.Mine(
             wanted if loaded is not None else None, version, __version__, self._settings.layout is not None
         )
-
-    def _visit(self, found: PeerFacts, backend: str) -> Fetch:
-        route = found.route
-        assert route is not None, "it may be met"
-        layout = self._settings.layout or own_layout()
-        if not layout.topology:
-            sizes = zip(("tp_size", "pp_size", "cp_size", "dp_size"), route.sizes, strict=True)
-            layout = msgspec.structs.replace(layout, topology=dict(sizes))
-        rooms = list(found.rooms)
-        secrets.SystemRandom().shuffle(rooms)
-        pages = PAGES if self._settings.layout is None else 1
-        settings = msgspec.structs.replace(
-            self._manager(backend, Role.DECODE), control_port=self._settings.control_port or 0
-        )
-        return Fetch(settings, found.addr, layout, pages, tuple(rooms))

@@ -10,6 +10,7 @@ import msgspec
 
 from kv_core.cli.doctor.jobs import Layout
 from kv_core.contract.enums import Role
+from kv_core.runtime.bootstrap.addresses import parse_address
 
 DEFAULT_BOOTSTRAP_PORT = 8998
 
@@ -40,6 +41,13 @@ class DoctorSettings:
     def options_for(self, role: Role) -> dict[str, object]:
         """The backend's settings on one side."""
         return {**self.options.get("", {}), **self.options.get(role.value, {})}
+
+
+def serving_address(text: str) -> tuple[str, int]:
+    """Host and port to serve at; port 0 takes a free one. Raises ``InvalidConfig``."""
+    if text.endswith(":0"):
+        return parse_address(f"{text[:-1]}1")[0], 0
+    return parse_address(text)
 
 
 def read_layout(path: Path) -> Layout:

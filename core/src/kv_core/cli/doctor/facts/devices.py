@@ -11,7 +11,6 @@ from pathlib import Path
 RDMA = Path("/sys/class/infiniband")
 VERBS = Path("/dev/infiniband")
 PROVIDERS = (Path("/etc/libibverbs.d"), Path("/usr/local/etc/libibverbs.d"))
-NVIDIA_VERSION = Path("/proc/driver/nvidia/version")
 MODULES = Path("/proc/modules")
 KFD = Path("/dev/kfd")
 DEV = Path("/dev")
@@ -37,15 +36,14 @@ class RdmaPort:
 class Devices:
     """What is there. ``verbs``: files by which processes reach RDMA devices; ``providers``: configuration of user-space drivers."""
 
-    ports: tuple[RdmaPort, ...]
-    portless: tuple[str, ...]
-    verbs: tuple[str, ...]
-    providers: tuple[str, ...]
-    nvidia: tuple[str, ...]
-    nvidia_driver: str
-    peer_memory: bool
-    rocm: bool
-    rocm_access: bool
+    ports: tuple[RdmaPort, ...] = ()
+    portless: tuple[str, ...] = ()
+    verbs: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
+    nvidia: tuple[str, ...] = ()
+    peer_memory: bool = False
+    rocm: bool = False
+    rocm_access: bool = False
 
     @property
     def rdma(self) -> bool:
@@ -63,7 +61,6 @@ def look_for_devices(rdma: Path = RDMA, verbs: Path = VERBS, dev: Path = DEV, kf
         verbs=tuple(name for name in _names(verbs) if name.startswith("uverbs")),
         providers=tuple(name for folder in PROVIDERS for name in _names(folder)),
         nvidia=tuple(name for name in _names(dev) if name.startswith("nvidia") and name[6:].isdigit()),
-        nvidia_driver=_text(NVIDIA_VERSION).partition("\n")[0],
         peer_memory=any(line.startswith(("nvidia_peermem ", "nv_peer_mem ")) for line in _text(MODULES).splitlines()),
         rocm=kfd.exists(),
         rocm_access=os.access(kfd, os.R_OK | os.W_OK),
