@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from kv_core.cli.doctor import addresses, devices, examine, host, installed, limits, live, peer
 from kv_core.contract.doctor import FindingKind
 
@@ -12,10 +14,14 @@ def all_kinds() -> dict[str, list[FindingKind]]:
     """The kinds by the area that their ids begin with, in the order in which they stand in the code."""
     found: dict[str, list[FindingKind]] = {}
     for module in AREAS:
-        for value in vars(module).values():
-            if isinstance(value, FindingKind):
-                found.setdefault(value.id.partition(".")[0], []).append(value)
+        for kind in kinds_of(module):
+            found.setdefault(kind.id.partition(".")[0], []).append(kind)
     return found
+
+
+def kinds_of(module: ModuleType) -> list[FindingKind]:
+    """The kinds that a module has, a plugin's too."""
+    return [value for value in vars(module).values() if isinstance(value, FindingKind)]
 
 
 def as_markdown(kinds: list[FindingKind]) -> str:
