@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,8 @@ def test_a_backend_that_knows_it_can_not_is_refused_at_the_start():
 
 @pytest.mark.parametrize("side", ["prefill", "decode"])
 def test_a_peer_over_another_fabric_is_refused_before_a_byte_moves(late, side):
-    with Pair(SHAPE, config=QUICK, backends=(LATE, LATE), **{side: {"require_transport": "rdma"}}) as pair:
+    sides: dict[str, Any] = {side: {"require_transport": "rdma"}}
+    with Pair(SHAPE, config=QUICK, backends=(LATE, LATE), **sides) as pair:
         for _ in range(2):  # it stays so
             room = pair.number()
             sender, receiver = pair.sender(room, [1]), pair.receiver(room)

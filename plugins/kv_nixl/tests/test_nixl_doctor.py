@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 
 import kv_nixl
-from kv_core import TransferConfig
 from kv_core.contract.fabrics import meets
 from kv_nixl import doctor, fabric
 from kv_nixl.options import NixlOptions
@@ -51,13 +50,13 @@ def test_packages_of_one_version(monkeypatch):
 
 def test_what_the_fabric_may_be_is_known_where_ucx_is_left_one(monkeypatch):
     for value, devices, names in (
-        ("tcp", [], ("ucx tcp",)), ("rc", ["mlx5_0"], ("ucx rdma",)), ("rc_mlx5,ud,self", ["mlx5_0"], ("ucx rdma",)),
+        ("tcp", [], ("ucx tcp",)), ("rc,cuda_copy", ["mlx5_0"], ("ucx rdma",)), ("rc,cuda", ["mlx5_0"], ("ucx",)), ("cuda_copy", [], ("ucx",)),
+        ("rc", ["mlx5_0"], ("ucx rdma",)), ("rc_mlx5,ud,self", ["mlx5_0"], ("ucx rdma",)),
         ("", [], ("ucx cma", "ucx")), ("", ["mlx5_0"], ("ucx",)), ("rc,tcp", ["mlx5_0"], ("ucx",)),
     ):  # fmt: skip
         monkeypatch.setenv("UCX_TLS", value)
         monkeypatch.setattr(fabric, "rdma_devices", lambda devices=devices: devices)
         assert fabric.possible_fabrics(NixlOptions()) == names, value
-    required = TransferConfig(require_transport="rdma").require_transport
-    assert meets(required, "ucx rdma")
-    assert not any(meets(required, name) for name in ("ucx tcp", "ucx cma", "ucx"))
+    assert meets(["rdma"], "ucx rdma")
+    assert not any(meets(["rdma"], name) for name in ("ucx tcp", "ucx cma", "ucx"))
     assert fabric.possible_fabrics(NixlOptions(backend="POSIX")) == ("posix",)

@@ -232,3 +232,4 @@ def test_the_fabric_is_named_only_where_it_is_known(monkeypatch):
         monkeypatch.setenv("UCX_TLS", transports) if transports else monkeypatch.delenv("UCX_TLS", raising=False)
         with End() as source, End(seed=None) as target:
             assert source.transport.describe(source.meet(target).peer) == name, transports
+            assert name in source.transport.fabrics(), transports

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from kv_core.contract.doctor import ok, warning
 from kv_core.contract.records import DoctorCheck, DoctorFinding
 from kv_nixl.engine import NETWORK, PACKAGES, network_devices, rdma_devices
-from kv_nixl.fabric import RDMA
+from kv_nixl.fabric import INSIDE, RDMA
 from kv_nixl.options import SLOW_IN_THREADS, NixlOptions
 
 PACKAGE = ok("nixl.packages", "Installed of NIXL: {packages}")
@@ -72,7 +72,7 @@ def settings() -> Iterator[DoctorFinding]:
     """What the environment confines UCX to."""
     value, devices = os.environ.get("UCX_TLS", ""), rdma_devices()
     confined = NixlOptions().transports()
-    if confined and confined <= SLOW_IN_THREADS:
+    if confined and confined <= SLOW_IN_THREADS | INSIDE:
         loss = f", although this host has RDMA devices ({', '.join(devices)})" if devices else ""
         yield ONLY_TCP.found(value=value, loss=f"{loss}, and copies between processes are not made")
     elif confined and not confined & (RDMA | {"tcp"}):

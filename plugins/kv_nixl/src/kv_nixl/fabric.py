@@ -24,6 +24,8 @@ RDMA = frozenset({
     "ib", "rc", "rc_v", "rc_verbs", "rc_x", "rc_mlx5", "ud", "ud_v", "ud_verbs", "ud_x", "ud_mlx5", "dc", "dc_x", "dc_mlx5",
 })  # fmt: skip
 """UCX's names of transports over InfiniBand and RoCE."""
+INSIDE = frozenset({"self", "cuda_copy", "gdr_copy", "rocm_copy"})
+"""Those that stay inside of one process: they stage, and carry nothing to another one."""
 
 
 class _Span(ctypes.Structure):
@@ -53,9 +55,10 @@ def possible_fabrics(options: NixlOptions) -> tuple[str, ...]:
     if options.backend != "UCX":
         return (options.backend.lower(),)
     confined = options.transports()
-    if confined and "tcp" in confined and confined <= SLOW_IN_THREADS:
+    between = confined - INSIDE
+    if "tcp" in between and between <= SLOW_IN_THREADS:
         return ("ucx tcp",)
-    if confined and confined - {"self"} and confined - {"self"} <= RDMA:
+    if between and between <= RDMA:
         return ("ucx rdma",)  # without a device of that kind UCX does not start at all
     copies = not confined or ("cma" in confined and confined <= SLOW_IN_THREADS | {"cma"})
     return ("ucx cma", "ucx") if copies and not rdma_devices() else ("ucx",)

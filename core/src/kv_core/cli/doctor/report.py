@@ -69,5 +69,6 @@ class Report:
         verdict = "[green]serving would work[/]" if not self.exit_status else "[red]serving would not work[/]"
         console.print(
             f"{verdict}: {count[CheckStatus.PROBLEM]} problems, {count[CheckStatus.WARNING]} warnings. "
-            "docs/doctor.md lists every finding"
+            "docs/doctor.md lists every finding",
+            soft_wrap=True,
         )
