@@ -66,9 +66,9 @@ def nested(rng, depth=0):
 
 
 def bad_registration(rng):
-    """A registration with one impossible value, or without one of its keys."""
+    """A registration with one impossible value, or without one of the keys that it needs."""
     message = wire(instance_id="fuzz")
-    key = rng.choice([key for key in message if key != "progress_age_s"])
+    key = rng.choice([key for key in message if key not in ("progress_age_s", "core_version", "backend_version")])
     if rng.random() < 0.2:
         del message[key]
     else:

@@ -101,6 +101,23 @@ def test_a_route_survives_the_wire():
     }
 
 
+def test_a_route_tells_the_versions_of_its_ranks_once_each():
+    ranks = [("0.1.0", "1.5"), ("0.1.0", "1.5"), ("0.2.0", "1.5"), ("", "")]  # one is too old to tell
+    known = table.RouteTable(10.0)
+    for place, (core, backend) in enumerate(ranks):
+        told = registration(
+            sizes=(4, 1, 1, 1),
+            ranks=(place, 0, 0, 0),
+            instance_id=f"i{place}",
+            core_version=core,
+            backend_version=backend,
+        )
+        known.put(decode_registration(told.encode()), 0.0)
+    route = decode_json(msgspec.json.encode(known.info("s")), PrefillServerInfo, "x").route()
+    assert route.versions == (("0.1.0", "1.5"), ("0.2.0", "1.5"))
+    assert decode_json(msgspec.json.encode(info()), PrefillServerInfo, "x").route().versions == ()
+
+
 def test_a_server_that_lists_the_wrong_ranks_is_not_believed():
     good = info().ranks
     for ranks in ([], good[:1], [good[0], good[0]], [*good, good[0]], [good[0], RankEntry(2, 0, 0, 0, "h", 1, "i")]):

@@ -41,12 +41,12 @@ def layout_file(folder: Path, **changes: Any) -> Path:
     return path
 
 
-@contextmanager
-def engine(**args: Any) -> Iterator[str]:
-    """A prefill instance of an engine, in a process of its own; its bootstrap address."""
+@pytest.fixture(scope="module")
+def engine() -> Iterator[str]:
+    """A prefill instance of an engine with pages of 32 tokens, in a process of its own; its bootstrap address."""
     with RankProcess("prefill") as rank:
         addr = rank.call("serve_bootstrap")
-        rank.start(SHAPE, args=args, config={"bootstrap_addr": addr})
+        rank.start(SHAPE, args={"page_size": 32}, config={"bootstrap_addr": addr})
         yield addr
 
 
@@ -97,9 +97,8 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_an_engine_whose_layout_is_known_and_fits(known, tmp_path):
-    with engine() as addr:
-        report = examine("peer", known, peer=addr, layout=read_layout(layout_file(tmp_path)))
+def test_an_engine_whose_layout_is_known_and_fits(known, engine, tmp_path):
+    report = examine("peer", known, peer=engine, layout=read_layout(layout_file(tmp_path, page_size=32)))
     found = by_id(report)
     assert report.exit_status == 0, report.to_json()
     assert "peer.met" in found
@@ -107,19 +106,18 @@ def test_an_engine_whose_layout_is_known_and_fits(known, tmp_path):
     assert "peer.no-bytes" in found
 
 
-def test_the_wrong_page_size_at_the_peer(known, tmp_path):
-    with engine(page_size=32, dtype="int8") as addr:
-        report = examine("peer", known, peer=addr, layout=read_layout(layout_file(tmp_path)))
-        seen = by_id(report)["peer.layout-differs"]
-        assert (
-            "page_size (decode '16', prefill '32')" in seen["message"] or "prefill '32', decode '16'" in seen["message"]
-        )
-        assert "dtype" in seen["message"]
-        assert report.exit_status == 1
-        without = examine("peer", known, peer=addr)
-        seen = by_id(without)["peer.answered"]
-        assert "model" in seen["message"]
-        assert without.exit_status == 0, without.to_json()
+def test_the_wrong_page_size_at_the_peer(known, engine, tmp_path):
+    report = examine("peer", known, peer=engine, layout=read_layout(layout_file(tmp_path, dtype="int8")))
+    seen = by_id(report)["peer.layout-differs"]
+    for difference in ("page_size (prefill '32', decode '16')", "dtype (prefill 'bfloat16', decode 'int8')"):
+        assert difference in seen["message"]
+    assert report.exit_status == 1
+
+
+def test_an_engine_whose_layout_nobody_told_the_doctor(known, engine):
+    report = examine("peer", known, peer=engine)
+    assert "model" in by_id(report)["peer.answered"]["message"]
+    assert report.exit_status == 0, report.to_json()
 
 
 def test_another_backend_at_the_peer(known):
