@@ -11,15 +11,18 @@ import pytest
 from kv_core.cli.doctor import addresses, devices, host, installed, limits, live, peer
 from kv_core.cli.doctor.addresses import Addresses
 from kv_core.cli.doctor.catalog import all_kinds
+from kv_core.cli.doctor.facts.configured import look_at_addresses
 from kv_core.cli.doctor.facts.devices import look_for_devices
 from kv_core.cli.doctor.facts.distributions import Wheel
 from kv_core.cli.doctor.facts.limits import Limits
 from kv_core.cli.doctor.facts.network import Bound, Name, own_address_towards, resolve, try_bind
 from kv_core.cli.doctor.facts.peer import PeerFacts
 from kv_core.cli.doctor.facts.process import ProcessFacts, look_at_processes
-from kv_core.cli.doctor.jobs import MachineSeen, Moved, Serving, Trouble
+from kv_core.cli.doctor.jobs import MachineSeen, Moved, PluginLoaded, Serving, Trouble
 from kv_core.cli.doctor.processes import Outcome
+from kv_core.cli.doctor.settings import DoctorSettings
 from kv_core.contract.records import CheckStatus, DoctorFinding
+from kv_core.registry import PluginReport, PluginStatus
 from kv_core.runtime.bootstrap.routes import HealthReport, RankHealth, RouteInfo
 
 ID = re.compile(r"[a-z]+\.[a-z]+(-[a-z]+)*")
@@ -128,6 +131,36 @@ def test_loopback_is_told_to_a_peer_that_is_another_machine():
     assert (finding.id, finding.status) == ("address.loopback", CheckStatus.PROBLEM)
     assert "10.0.0.5" in finding.remedy
     assert ids(addresses.addresses(place())) == ["address.good"]
+
+
+def test_with_a_peer_elsewhere_the_address_towards_it_is_taken():
+    """198.51.100.0/24 is for documentation: no machine has it. Nothing is sent there."""
+    seen = look_at_addresses(DoctorSettings(peer="198.51.100.7:8998"))
+    assert seen.elsewhere == "198.51.100.7"
+    assert seen.host == (seen.own or "127.0.0.1")
+    if seen.own:
+        assert "address.good" in ids(addresses.addresses(seen))
+    bound = look_at_addresses(DoctorSettings(peer="198.51.100.7:8998", host="127.0.0.1"))
+    assert "address.loopback" in ids(addresses.addresses(bound))
+    assert look_at_addresses(DoctorSettings(peer="127.0.0.1:8998")).elsewhere == ""
+
+
+def test_no_backend_and_one_that_nobody_offers():
+    assert ids(installed.backends({}, None, [], "python")) == ["backends.none"]
+    assert ids(installed.backends({}, "acme", ["other"], "python")) == ["backends.unknown"]
+
+
+def test_a_backend_that_is_disabled_is_a_problem_if_no_other_one_works():
+    reports = {
+        name: Outcome([PluginLoaded(PluginReport("g", name, ("kv",), ("1",), "m", status))])
+        for name, status in (("off", PluginStatus.DISABLED), ("on", PluginStatus.OK))
+    }
+    off = {"off": reports["off"]}
+    for outcomes, asked, status in (
+        (off, None, CheckStatus.PROBLEM), (reports, None, CheckStatus.WARNING), (reports, "off", CheckStatus.PROBLEM),
+    ):  # fmt: skip
+        found = {finding.id: finding for finding in installed.backends(outcomes, asked, list(outcomes), "python")}
+        assert found["backends.disabled"].status is status
 
 
 def test_other_addresses_that_do_not_work():

@@ -21,7 +21,7 @@ UNKNOWN = problem(
     "pip install kv-{name} into the environment of {executable}, or correct --backend",
 )
 LOADS = ok("backends.loads", "Backend {name}: {label} loads (plugin API {api}; {capabilities})")
-DISABLED = warning(
+DISABLED = problem(
     "backends.disabled",
     "Backend {name} ({label}) is disabled by KV_CORE_DISABLED_PLUGINS",
     "Take it out of that variable",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kv_core.cli.doctor.jobs import Checked, LoadBackend, PluginLoaded, Tell
 from kv_core.contract.records import CheckStatus, DoctorCheck, DoctorFinding
-from kv_core.registry import Registry, describe_backends, describe_plugins, doctor_checks
+from kv_core.registry import PluginError, Registry, describe_backends, describe_plugins, doctor_checks
 
 
 def load_backend(job: LoadBackend, tell: Tell) -> None:
@@ -20,7 +20,11 @@ def load_plugins(tell: Tell) -> None:
     registry = Registry()
     for report in describe_plugins(registry):
         tell(PluginLoaded(report))
-    _run(doctor_checks(registry), tell)
+    try:
+        checks = doctor_checks(registry)
+    except PluginError:  # KV_CORE_STRICT_PLUGINS: it has been told of above, and transfers show what comes of it
+        return
+    _run(checks, tell)
 
 
 def _run(checks: list[DoctorCheck], tell: Tell) -> None:
