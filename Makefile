@@ -38,9 +38,10 @@ BENCH_ARGS ?=
 LONG_ARGS ?=
 CONFORMANCE_ARGS ?=
 MUTANT_ARGS ?=
+DASHBOARD_ARGS ?=
 REPORTS := build/conformance
 
-.PHONY: help demo test lint format docs engines example simulate bench bench-events conformance conformance-wheels mutants kill-rounds soak fuzz black-holes clean
+.PHONY: help demo test lint format docs engines example simulate bench bench-events conformance conformance-wheels mutants kill-rounds soak fuzz black-holes alerts dashboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | while IFS=$$'\t' read -r target text; do \
@@ -88,6 +89,11 @@ $(STAMPS)/consumers: $(STAMPS)/venv pyproject.toml
 	$(BIN)/python -m venv $(VENV)/consumers
 	$(CONSUMER_PYTHON) -m pip --disable-pip-version-check install --quiet 'pip>=25.1'
 	$(CONSUMER_PYTHON) -m pip --disable-pip-version-check install --quiet --group pyproject.toml:consumers
+	touch $@
+
+$(STAMPS)/dashboard: $(STAMPS)/dev pyproject.toml
+	$(PIP) 'pip>=25.1'
+	$(PIP) --group pyproject.toml:dashboard
 	touch $@
 
 $(STAMPS)/example: $(STAMPS)/run pyproject.toml
@@ -157,6 +163,12 @@ fuzz: $(STAMPS)/dev ## Long: random messages on each socket and route while good
 
 black-holes: $(STAMPS)/dev ## Long: fifty black-holed prefill servers must not hide the death of another (LONG_ARGS)
 	$(BIN)/python -m tests.long.black_holes $(LONG_ARGS)
+
+alerts: $(STAMPS)/dev $(ENGINE_STAMPS) ## Long: every alert rule on the fault that it names, judged by a real Prometheus (LONG_ARGS)
+	$(BIN)/python -m tests.long.alerts $(LONG_ARGS)
+
+dashboard: $(STAMPS)/dashboard $(ENGINE_STAMPS) ## Long: every query of the dashboard against a real Prometheus; draws docs/dashboard.png (DASHBOARD_ARGS)
+	$(BIN)/python -m tests.long.dashboard --picture docs/dashboard.png $(DASHBOARD_ARGS)
 
 clean: ## Remove the environment, caches and built distributions
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist core/dist plugins/*/dist conformance/dist

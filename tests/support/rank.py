@@ -34,13 +34,14 @@ class RankError(AssertionError):
 
 
 class RankProcess:
-    """One ``tests.support.rank_main``. ``ended`` and ``released`` fill up by themselves, by room number."""
+    """One ``tests.support.rank_main``, or a program that extends it. ``ended`` and ``released`` fill up by themselves, by room number."""
 
-    def __init__(self, role: str, *, name: str = "") -> None:
+    def __init__(self, role: str, *, name: str = "", program: str = "tests.support.rank_main") -> None:
         self.role = role
         self.name = name or role
         self.endpoint = ""
         self.instance_id = ""
+        self.told: dict[str, Any] = {}
         self.ended: dict[int, Outcome] = {}
         self.released: dict[int, Outcome] = {}
         self._ids = itertools.count(1)
@@ -48,7 +49,7 @@ class RankProcess:
         self._gone = threading.Event()
         self._log = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.rank_main"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-m", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._log,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, name=f"rank-{self.name}")
@@ -101,12 +102,12 @@ class RankProcess:
 
     def start(
         self, shape: Shape, *, args: dict[str, Any] | None = None, config: dict[str, Any] | None = None,
-        backend: str = "fake", seed: int = 0,
+        backend: str = "fake", seed: int = 0, **more: Any,
     ) -> RankProcess:  # fmt: skip
-        """Open the manager."""
-        told = self.call(
+        """Open the manager. ``more``: what an extended program takes."""
+        self.told = told = self.call(
             "start", role=self.role, shape=asdict(shape), args=args or {}, config=config or {}, backend=backend,
-            seed=seed,
+            seed=seed, **more,
         )  # fmt: skip
         self.endpoint, self.instance_id = told["endpoint"], told["instance_id"]
         return self

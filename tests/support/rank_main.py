@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from kv_core import BaseKVManager, BootstrapServer, Role, TransferConfig, load_backend
+from kv_core import BaseKVManager, BootstrapServer, KVArgs, Role, TransferConfig, load_backend
 from tests.support.engine import DecodeEngine, Engine, PrefillEngine
 from tests.support.memory import RankMemory, Shape
 from tests.support.orders import Order
@@ -31,6 +31,8 @@ IDLE_WAIT_S = 1.0
 
 class RankServer:
     """Serves one rank: at most one manager with its engine, and at most one bootstrap server."""
+
+    busy_wait_s = BUSY_WAIT_S
 
     def __init__(self) -> None:
         self.manager: BaseKVManager | None = None
@@ -44,7 +46,7 @@ class RankServer:
         try:
             while not self._ended:
                 busy = self.engine is not None and self.engine.busy
-                ready, _, _ = select.select([0], [], [], BUSY_WAIT_S if busy else IDLE_WAIT_S)
+                ready, _, _ = select.select([0], [], [], self.busy_wait_s if busy else IDLE_WAIT_S)
                 if ready:
                     self._read()
                 self._step()
@@ -87,10 +89,14 @@ class RankServer:
         """Open the manager."""
         memory = RankMemory(Shape(**shape))
         side = Role(role)
-        self.manager = load_backend(backend).create_manager(side, memory.args(**args), TransferConfig(**config))
+        self.manager = self.create_manager(backend, side, memory.args(**args), TransferConfig(**config))
         engine = PrefillEngine if side is Role.PREFILL else DecodeEngine
         self.engine = engine(self.manager, memory, seed)
         return {"pid": os.getpid(), "endpoint": self.manager.endpoint, "instance_id": self.manager.instance_id}  # type: ignore[attr-defined]
+
+    def create_manager(self, backend: str, role: Role, args: KVArgs, config: TransferConfig) -> BaseKVManager:
+        """The manager that ``start`` opens."""
+        return load_backend(backend).create_manager(role, args, config)
 
     def open(self, orders: list[dict[str, Any]]) -> int:
         """Take orders up; how many rooms are live now."""

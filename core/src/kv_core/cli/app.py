@@ -9,6 +9,7 @@ import typer
 
 from kv_core.cli.doctor_cmd import doctor
 from kv_core.cli.events_cmd import events_app
+from kv_core.cli.top_cmd import top
 from kv_core.contract.enums import DigestMode, Role
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")]
@@ -121,4 +122,5 @@ def new_backend(
 
 
 app.command()(doctor)
+app.command()(top)
 app.add_typer(events_app)
