@@ -12,8 +12,10 @@ from typing import Any
 from core.tests.observe.prometheus_server import Server, plain
 from core.tests.observe.test_monitoring import DASHBOARD
 
-FALLBACK = " or on() vector(0)"
-"""What a panel shows while there is nothing to show; no data that anybody could look at."""
+FALLBACK = {"role": "none"}
+"""Labels of what a panel shows while there is nothing to show; no data that anybody could look at."""
+FRESH_S = 5.0
+"""A table is of now: of what has a sample that is not older."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class Panel:
     unit: str
     description: str
     red_from: float | None
+    top: float | None
+    """Up to where the scale goes at least."""
+    stacked: bool
     lines: list[Line] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
@@ -55,10 +60,12 @@ def read_panels(server: Server, start: float, end: float, step_s: float, rate_in
     whole = f"{max(int(end - start), 1)}s"
     for told in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]:
         defaults = told.get("fieldConfig", {}).get("defaults", {})
+        custom = defaults.get("custom", {})
         steps = defaults.get("thresholds", {}).get("steps", [])
         panel = Panel(
             told["title"], told["type"], told["gridPos"], _unit(told, defaults), told.get("description", ""),
-            next((step["value"] for step in steps if step["color"] == "red"), None),
+            next((step["value"] for step in steps if step["color"] == "red"), None), custom.get("axisSoftMax"),
+            custom.get("stacking", {}).get("mode") == "normal",
         )  # fmt: skip
         for target in told.get("targets", []):
             query = plain(target["expr"], rate_interval, whole)
@@ -66,8 +73,11 @@ def read_panels(server: Server, start: float, end: float, step_s: float, rate_in
             # nan is what a quantile of nothing is: a query that has only that has nothing to show.
             found = [line for line in found if not math.isnan(line.last)]
             panel.lines += found
-            if not any(line.labels or FALLBACK not in query for line in found):
+            if all(line.labels == FALLBACK for line in found):
                 panel.missing.append(target["expr"])
+        if panel.kind == "table":
+            now = max(line.times[-1] for line in panel.lines)
+            panel.lines = [line for line in panel.lines if line.times[-1] >= now - FRESH_S]
         yield panel
 
 
@@ -78,5 +88,5 @@ def _unit(told: dict[str, Any], defaults: dict[str, Any]) -> str:
 
 def _line(series: dict[str, Any], legend: str) -> Line:
     labels = {name: value for name, value in series["metric"].items() if name != "__name__"}
-    name = re.sub(r"\{\{(\w+)\}\}", lambda found: labels.get(found[1], ""), legend) if labels else "none"
+    name = re.sub(r"\{\{(\w+)\}\}", lambda found: labels.get(found[1], ""), legend)
     return Line(name.strip(), labels, [at for at, _ in series["values"]], [float(value) for _, value in series["values"]])

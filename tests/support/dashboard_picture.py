@@ -20,10 +20,10 @@ from tests.support.dashboard_panels import Line, Panel
 COLUMNS = 24
 WIDTH_IN, ROW_IN, HEADER_IN = 17.0, 0.265, 0.55
 DPI = 90
-COLOURS = 128
+COLOURS = 256
 GAP = (0.35, 0.55)
 """Of a panel's place that stays empty, in grid units: to the left and right, above and below."""
-MAX_NAMES = 8
+MAX_NAMES = 6
 PALETTE = (
     "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
     "#003f5c", "#ffa600", "#58508d", "#bc5090", "#00876c", "#444444",
@@ -42,7 +42,7 @@ def shown(value: float, unit: str) -> str:
                 return f"{value / factor:.3g} {name}" if value else "0 s"
     if unit == "percentunit":
         return f"{value:.1%}"
-    suffix = {"Bps": "B/s", "bytes": "B", "reqps": "/s", "ops": "/s", "cps": "/s"}.get(unit, "")
+    suffix = {"Bps": "B/s", "bytes": "B", "reqps": "/s", "cps": "/s"}.get(unit, "")
     for step, letter in IEC if unit == "bytes" else SI:
         if abs(value) >= step:
             return f"{value / step:.3g} {letter}{suffix}"
@@ -91,7 +91,8 @@ def _frame(figure: Any, panel: Panel, rows: int, height: float) -> Any:
     box.text(0.012 * 8 / panel.place["w"], 0.985, panel.title, transform=box.transAxes, va="top", fontweight="bold")
     if panel.kind == "stat" or panel.kind == "table":
         return box
-    inner = (left + width * 0.105, bottom + tall * 0.255, width * 0.875, tall * 0.635)
+    edge = 0.105 * width * 8 / panel.place["w"]  # as wide in a narrow panel as in a wide one
+    inner = (left + edge, bottom + tall * 0.255, width * 0.98 - edge, tall * 0.635)
     return figure.add_axes(inner, facecolor="white")
 
 
@@ -123,20 +124,38 @@ def _table(axes: Any, panel: Panel, _span: tuple[float, float]) -> None:
 def _timeseries(axes: Any, panel: Panel, span: tuple[float, float]) -> None:
     order = sorted(panel.lines, key=lambda line: -max(_numbers(line), default=0.0))
     colours = {line.name: PALETTE[place % len(PALETTE)] for place, line in enumerate(panel.lines)}
-    for line in panel.lines:
+    if panel.stacked:
+        _stack(axes, panel, colours)
+    for line in () if panel.stacked else panel.lines:
         times, values = _with_gaps(line)
         axes.plot(times, values, color=colours[line.name], linewidth=1.0)
         axes.fill_between(times, values, color=colours[line.name], alpha=0.07, linewidth=0)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, None if panel.top is None else max(panel.top, axes.get_ylim()[1]))
     _axes(axes, panel.unit, span)
     handles = [mpl.lines.Line2D([], [], color=colours[line.name], linewidth=2) for line in order[:MAX_NAMES]]
     names = [line.name for line in order[:MAX_NAMES]]
     if len(order) > MAX_NAMES:
         names[-1] += f" (+{len(order) - MAX_NAMES} more)"
     axes.legend(
-        handles, names, loc="upper left", bbox_to_anchor=(-0.11, -0.13), ncols=3 if max(map(len, names), default=0) < 20 else 2,
+        handles, names, loc="upper left", bbox_to_anchor=(-0.11 * 8 / panel.place["w"], -0.13), ncols=_columns(panel, names),
         fontsize=6.5, frameon=False, handlelength=1.0, columnspacing=1.0, labelspacing=0.25, borderaxespad=0.0,
     )  # fmt: skip
+
+
+def _columns(panel: Panel, names: Sequence[str]) -> int:
+    """As many columns of the legend as the panel is wide enough for."""
+    return max(1, min(3, int(panel.place["w"] * 7.5 / (max(map(len, names), default=1) + 4))))
+
+
+def _stack(axes: Any, panel: Panel, colours: dict[str, str]) -> None:
+    """Areas one on top of the other; what has no sample counts as 0."""
+    times = sorted({at for line in panel.lines for at in line.times})
+    base = np.zeros(len(times))
+    for line in panel.lines:
+        known = dict(zip(line.times, line.values, strict=True))
+        upper = base + np.array([known.get(at, 0.0) for at in times])
+        axes.fill_between(times, base, upper, color=colours[line.name], alpha=0.5, linewidth=0.5)
+        base = upper
 
 
 def _with_gaps(line: Line) -> tuple[list[float], list[float]]:
@@ -185,7 +204,12 @@ def _axes(axes: Any, unit: str, span: tuple[float, float]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(7))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: _clock(at - span[0])))
     if unit:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        low, high = axes.get_ylim()
+        ticks = MaxNLocator(5).tick_values(low, high)
+        if unit == "bytes":  # round numbers of what is shown
+            step = next((step for step, _ in IEC if high >= 2 * step), 1.0)
+            ticks = MaxNLocator(5).tick_values(low / step, high / step) * step
+        axes.set_yticks([tick for tick in ticks if low <= tick <= high])
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, unit)))
         axes.grid(color="#e6e8eb", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -110,7 +110,7 @@ def _traffic(role: RoleView) -> Table:
     table.add_row("", *cells, share)
     goodput = Table.grid(padding=(0, 2))
     goodput.add_row(
-        "goodput", f"[bold]{nbytes(role.goodput, 'B/s')}[/]", "on the wire", f"[bold]{nbytes(role.wire_rate, 'B/s')}[/]"
+        "goodput", f"[bold]{nbytes(role.goodput, 'B/s')}[/]", "of one room on the wire", f"[bold]{nbytes(role.wire_rate, 'B/s')}[/]"
     )
     both = Table.grid()
     both.add_row(table)
@@ -130,7 +130,8 @@ def _rooms(role: RoleView) -> Text:
 
 def _pairs(text: Text, title: str, values: dict[str, float]) -> None:
     text.append(f"{title}  ", style="bold cyan")
-    text.append(", ".join(f"{name} {number(value)}" for name, value in values.items()) or "none")
+    shown = (f"{name} {nbytes(value) if name.startswith('bytes') else number(value)}" for name, value in values.items())
+    text.append(", ".join(shown) or "none")
 
 
 def _latencies(role: RoleView) -> Table:
