@@ -2,8 +2,8 @@
 
     python -m tests.long.dashboard [--seconds 60] [--backends fake nixl mooncake] [--picture docs/dashboard.png] [--json]
 
-On one backend after the other ``kv-core demo`` serves requests, with faults, with ranks that are killed and come back, and with
-digests; Prometheus scrapes both ranks once a second, the alert rules loaded. Then every query of the dashboard is asked, with
+Two ranks that do not fit together refuse each other; then, on one backend after the other, ``kv-core demo`` serves requests, with
+faults, with ranks that are killed and come back, and with digests. Prometheus scrapes both ranks once a second, the alert rules loaded. Then every query of the dashboard is asked, with
 its variables at "all". With ``--picture`` the panels are drawn as Grafana lays them out (needs matplotlib: ``make dashboard``).
 """
 
@@ -15,16 +15,21 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.tests.cli.support import COMMAND, environment
 from core.tests.observe.prometheus_server import MISSING, PROMETHEUS, free_port, prometheus
 from kv_core import BackendLoadError, BackendNotFound, load_backend
 from tests.support import command_line
 from tests.support.dashboard_panels import Panel, read_panels
+from tests.support.observed_scene import Scene
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 BACKENDS = ("fake", "nixl", "mooncake")
 LIMIT_S = 120.0
@@ -37,33 +42,43 @@ FAULTS = [
     {"kind": "delay", "probability": 0.2, "seconds": 0.03},
 ]
 SIZES = ("--pages", "16", "--layers", "4", "--page-bytes", "16384", "--chunks", "4", "--concurrency", "6")
-FAULTY = ("--requests", "900", "--timeout", "2", "--option", "prefill.faults=" + json.dumps(FAULTS))
-KILLS = (("--requests", "600", "--kill", "decode"), ("--requests", "600", "--kill", "prefill", "--digest", "sampled"))
-PLAIN = ("--requests", "1200", "--digest", "sampled")
+FAULTY = ("--requests", "1500", "--timeout", "2", "--option", "prefill.faults=" + json.dumps(FAULTS))
+KILLS = (("--requests", "1200", "--kill", "decode", "--digest", "sampled"), ("--requests", "1200", "--kill", "prefill"))
 BROKEN = (2, 3)
 """Exit statuses of a demo that did not run."""
+STRANGERS_S = 6.0
+"""How long a prefill rank is asked for rooms by a decode rank that it can't serve."""
 
 
-def variants(backend: str) -> Iterator[tuple[str, ...]]:
-    """Arguments of one demo after the other. Only the embedded backend has faults on request."""
-    faulty = [FAULTY] if backend == "fake" else []
-    return cycle([PLAIN, *faulty, *KILLS])
-
-
-def serve(backend: str, port: int, seconds: float) -> list[str]:
-    """Demos at these ports of their metrics for so long; what went wrong."""
-    end = time.monotonic() + seconds
-    for number, arguments in enumerate(variants(backend)):
-        if time.monotonic() >= end:
-            return []
+def serve(backend: str, port: int, over: Callable[[], bool]) -> list[str]:
+    """Demos at these ports of their metrics until it is over; what went wrong."""
+    # Only the embedded backend has faults on request.
+    variants = cycle([FAULTY, *KILLS] if backend == "fake" else KILLS)
+    for number, arguments in enumerate(variants):
         command = [
             *COMMAND, "demo", "--backend", backend, "--json", "--metrics-port", str(port), *SIZES, "--seed", str(number),
             *arguments,
         ]  # fmt: skip
-        ran = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=LIMIT_S)
-        if ran.returncode in BROKEN:
-            return [f"the demo on {backend} ended with {ran.returncode}: {ran.stderr[-2000:]}"]
+        ended, errors = run_until(command, over)
+        if ended in BROKEN:
+            return [f"the demo on {backend} ended with {ended}: {errors[-2000:]}"]
+        if over():
+            return []
     return []
+
+
+def run_until(command: Sequence[str], over: Callable[[], bool]) -> tuple[int, str]:
+    """A process until it ends or is over; its exit status, 0 if it was ended, and what it wrote to standard error."""
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=log)
+        try:
+            wait_until(lambda: process.poll() is not None or over(), "a demo's end", LIMIT_S)
+            status = process.poll() or 0
+        finally:
+            process.terminate()
+            process.wait(LIMIT_S)
+        log.seek(0)
+        return status, log.read()
 
 
 def installed(names: Sequence[str]) -> list[str]:
@@ -79,25 +94,67 @@ def installed(names: Sequence[str]) -> list[str]:
     return found
 
 
+class Traffic:
+    """One backend after the other, each for so long, in a thread; the last one until ``close``. ``wrong``: what went wrong."""
+
+    def __init__(self, ports: Mapping[str, int], strangers: Scene, seconds: float) -> None:
+        self.wrong: list[str] = []
+        self._ports = ports
+        self._strangers = strangers
+        self._seconds = seconds
+        self._stop, self._shown = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="traffic")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(LIMIT_S)
+
+    def wait(self) -> None:
+        """Until the last backend has had its time; its ranks still serve then."""
+        self._shown.wait(LIMIT_S + len(self._ports) * self._seconds)
+
+    def _run(self) -> None:
+        try:
+            self._strangers.begin_traffic()
+            end = time.monotonic() + STRANGERS_S
+            while time.monotonic() < end:
+                self._strangers.pump()
+            for place, (backend, port) in enumerate(self._ports.items()):
+                end = time.monotonic() + self._seconds
+                self.wrong += serve(backend, port, self._over(end, last=place == len(self._ports) - 1))
+        except Exception as error:
+            self.wrong.append(f"the traffic ended: {type(error).__name__}: {error}")
+        finally:
+            self._shown.set()
+
+    def _over(self, end: float, *, last: bool) -> Callable[[], bool]:
+        def over() -> bool:
+            if time.monotonic() < end:
+                return self._stop.is_set()
+            if last:
+                self._shown.set()
+            return self._stop.is_set() if last else True
+
+        return over
+
+
 def watch(backends: Sequence[str], seconds: float) -> tuple[list[Panel], list[str]]:
     """Every panel with its data, and what was not as it should be."""
     ports = {backend: free_port(2) for backend in backends}
     targets = [f"127.0.0.1:{port + place}" for port in ports.values() for place in (0, 1)]
-    violations: list[str] = []
-
-    def traffic() -> None:
-        for backend, port in ports.items():
-            violations.extend(serve(backend, port, seconds))
-
-    with tempfile.TemporaryDirectory() as name:
-        worker = threading.Thread(target=traffic, name="traffic")
-        with prometheus(Path(name), targets, scrape="1s", up=0) as server:
+    with tempfile.TemporaryDirectory() as name, Scene() as strangers:
+        strangers.start(decode_args={"page_size": 32})
+        with prometheus(Path(name), [*targets, *strangers.targets], scrape="1s", up=2) as server:
             start = _now(server)
-            worker.start()
-            worker.join()
-            panels = list(read_panels(server, start, _now(server), STEP_S, RATE_INTERVAL))
-            unwell = [rule["name"] for rule in server.rules() if rule["health"] != "ok"]
-    violations += [f"rule {rule} can't be evaluated" for rule in unwell]
+            with Traffic(ports, strangers, seconds) as traffic:
+                traffic.wait()
+                panels = list(read_panels(server, start, _now(server), STEP_S, RATE_INTERVAL))
+                unwell = [rule["name"] for rule in server.rules() if rule["health"] != "ok"]
+    violations = [*traffic.wrong, *(f"rule {rule} can't be evaluated" for rule in unwell)]
     violations += [f"panel {panel.title!r}: no data for {query}" for panel in panels for query in panel.missing]
     return panels, violations
 

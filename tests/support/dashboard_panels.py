@@ -14,7 +14,7 @@ from core.tests.observe.test_monitoring import DASHBOARD
 
 FALLBACK = {"role": "none"}
 """Labels of what a panel shows while there is nothing to show; no data that anybody could look at."""
-FRESH_S = 5.0
+FRESH_S = 1.5
 """A table is of now: of what has a sample that is not older."""
 
 

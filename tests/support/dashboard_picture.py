@@ -134,10 +134,11 @@ def _timeseries(axes: Any, panel: Panel, span: tuple[float, float]) -> None:
     _axes(axes, panel.unit, span)
     handles = [mpl.lines.Line2D([], [], color=colours[line.name], linewidth=2) for line in order[:MAX_NAMES]]
     names = [line.name for line in order[:MAX_NAMES]]
+    columns = _columns(panel, names)
     if len(order) > MAX_NAMES:
         names[-1] += f" (+{len(order) - MAX_NAMES} more)"
     axes.legend(
-        handles, names, loc="upper left", bbox_to_anchor=(-0.11 * 8 / panel.place["w"], -0.13), ncols=_columns(panel, names),
+        handles, names, loc="upper left", bbox_to_anchor=(-0.11 * 8 / panel.place["w"], -0.13), ncols=columns,
         fontsize=6.5, frameon=False, handlelength=1.0, columnspacing=1.0, labelspacing=0.25, borderaxespad=0.0,
     )  # fmt: skip
 
