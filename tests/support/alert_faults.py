@@ -6,12 +6,12 @@ often as the scene is pumped.
 
 from __future__ import annotations
 
-import http.client
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
+
+import zmq
 
 from tests.support.observed_scene import Scene
 from tests.support.orders import Order
@@ -119,22 +119,25 @@ def _end_control_thread(scene: Scene) -> None:
     scene.prefill.call("end_thread", name="-control")
 
 
-def _speak_http(scene: Scene) -> None:
-    """Somebody takes the control port for a web server."""
+def _stranger(scene: Scene) -> None:
+    """Somebody speaks ZMTP to prefill's control port, and nothing that anybody there understands."""
     scene.begin_traffic()
+    dealer = scene.stack.enter_context(zmq.Context()).socket(zmq.DEALER)
+    scene.stack.callback(dealer.close, 0)
+    dealer.connect(scene.prefill.endpoint)
     due = [0.0]
 
-    def ask() -> None:
-        if monotonic() < due[0]:
-            return
-        due[0] = monotonic() + 0.5
-        connection = http.client.HTTPConnection("127.0.0.1", scene.prefill.port, timeout=5)
-        with suppress(OSError, http.client.HTTPException):  # it is hung up on, as it should be
-            connection.request("GET", "/health")
-            connection.getresponse()
-        connection.close()
+    def speak() -> None:
+        if monotonic() >= due[0]:
+            due[0] = monotonic() + 0.5
+            dealer.send(b"GET /health HTTP/1.1")
 
-    scene.steps.append(ask)
+    scene.steps.append(speak)
+
+
+def _lose_the_book(scene: Scene) -> None:
+    scene.begin_traffic()
+    scene.decode.call("lose_the_book")
 
 
 def _too_many_events(scene: Scene) -> None:
@@ -145,7 +148,7 @@ DIGESTS = {"digest": "all"}
 FAULTS = (
     Fault(
         FAILING, "max_rooms is 2, and 8 rooms at a time are asked for",
-        _ranks(decode={"max_rooms": 2}, config={"bootstrap_timeout_s": 2.0}), _traffic(concurrency=8),
+        _ranks(decode={"max_rooms": 2}, config={"bootstrap_timeout_s": 0.5}), _traffic(concurrency=8),
         frozenset({"KvCoreQueueTimeouts"}),
     ),
     Fault(
@@ -167,7 +170,7 @@ FAULTS = (
     Fault(
         "KvCoreTransferQueueStuck", "after 20 submissions nothing completes any more, and the window of bytes is full",
         _script(*({"kind": "hold", "nth": nth, "seconds": NEVER_S} for nth in range(20, 60)), window_bytes=2_048),
-        _traffic(),
+        _traffic(concurrency=24),
     ),
     Fault(
         "KvCoreSlowBootstrap", f"decode opens each room {SLOW_S:g} s after prefill",
@@ -189,12 +192,15 @@ FAULTS = (
         _ranks(), _end_control_thread, frozenset({"KvCorePeerLost", FAILING}),
     ),
     Fault(TCP, "the embedded backend moves its bytes over TCP", _ranks(), _traffic()),
-    Fault("KvCoreMessagesDropped", "somebody speaks HTTP to prefill's control port", _ranks(), _speak_http),
+    Fault("KvCoreMessagesDropped", "a stranger sends prefill what is no message", _ranks(), _stranger),
     Fault(
         "KvCoreMetricsIncomplete", f"an observer blocks while {MANY:,} rooms are refused",
         _ranks(decode_broken="slow"), _too_many_events, frozenset({FAILING}),
     ),
-    Fault("KvCoreSnapshotErrors", "a backend's own manager can't give its snapshot", _ranks(decode_broken="blind"), _traffic()),
+    Fault(
+        "KvCoreSnapshotErrors", "a backend's own manager can't give its snapshot any more", _ranks(decode_broken="blind"),
+        _lose_the_book,
+    ),
     Fault(
         "KvCoreImpossibleMeasurements", "a backend's own manager tells observers that rooms took -1 s",
         _ranks(prefill_broken="lying"), _traffic(),

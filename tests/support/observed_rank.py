@@ -45,11 +45,15 @@ class LyingManager(CommonKVManager):
 
 
 class BlindManager(CommonKVManager):
-    """A backend's own manager that can't say how it is."""
+    """A backend's own manager that can't say how it is once its book is lost."""
+
+    book_is_lost = False
 
     def snapshot(self) -> dict[str, Any]:
-        """Fails."""
-        raise RuntimeError("this manager's book is lost")
+        """Fails from then on."""
+        if self.book_is_lost:
+            raise RuntimeError("this manager's book is lost")
+        return super().snapshot()
 
 
 class Blocked:
@@ -118,6 +122,11 @@ class ObservedRank(RankServer):
         for _ in range(count):
             self.manager.create_receiver("127.0.0.1:1", -1).clear()
         return count
+
+    def lose_the_book(self) -> None:
+        """From now on no snapshot can be had of a manager that is "blind"."""
+        assert isinstance(self.manager, BlindManager), self.manager
+        self.manager.book_is_lost = True
 
     def end_thread(self, name: str) -> str:
         """End a thread of the manager by an exception that nobody survives, as a native library's exit would; its name."""

@@ -50,7 +50,7 @@ STALE_KINDS = (
 """Late, doubled and superseded news: they change nothing, and some are normal after an abort or a restart."""
 DROPPED_KINDS = (
     "closed", "too_long", "bad_endpoint", "too_many_connections", "queue_full", "unresolved", "evicted", "wrong_way",
-    "unroutable", "no_handshake", "not_two_frames", "unexpected_packets", "unexpected_messages", "misaddressed_hellos",
+    "unroutable", "no_handshake", "not_two_frames", "not_understood", "unexpected_packets", "unexpected_messages", "misaddressed_hellos",
     "refused_handshakes", "dropped_chunks", "stray_records",
 )  # fmt: skip
 """What was thrown away because it could not be sent, or could not be what it said it was."""

@@ -20,6 +20,8 @@ MAX_WAIT_S = 0.5
 """Longest sleep without a deadline: bounds how late a proof of death is found."""
 SWEEP_S = 10.0
 LOG_PERIOD_S = 10.0
+NOT_UNDERSTOOD = "not_understood"
+"""What frames that are no message are counted as."""
 
 
 class ControlLoop:
@@ -65,6 +67,11 @@ class ControlLoop:
         elif self._thread is not threading.current_thread():
             self._thread.join(deadline_s)
         return not self._thread.is_alive()
+
+    def snapshot(self) -> dict[str, Any]:
+        """The channel's; frames that were no message are among what was dropped. Any thread."""
+        found = self._channel.snapshot()
+        return found | {"dropped": found["dropped"] | {NOT_UNDERSTOOD: self.rejected_frames}}
 
     def health(self) -> dict[str, object]:
         """See ``BaseKVManager.health``."""

@@ -161,7 +161,7 @@ class CommonKVManager(BaseKVManager):
         parts = self._parts
         return rooms | {
             "transfers": parts.transfers.snapshot(),
-            "control": parts.channel.snapshot(),
+            "control": parts.control.snapshot(),
             "fabrics": parts.transfers.fabrics(),
         }
 
