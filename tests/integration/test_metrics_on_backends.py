@@ -29,7 +29,7 @@ SUCCESS_COUNTS = (
     "room_chunks",
 )  # fmt: skip
 STATES = {
-    ("prefill", "open"): {}, ("prefill", "ready"): {"prefill": "idle:pages"}, ("prefill", "moving"): {},
+    ("prefill", "open"): {"decode": None}, ("prefill", "ready"): {"prefill": "idle:pages"}, ("prefill", "moving"): {},
     ("prefill", "confirming"): {}, ("decode", "open"): {"decode": "idle:init", "prefill": None},
     ("decode", "ready"): {"decode": "idle:pages"}, ("decode", "offered"): {"prefill": None}, ("decode", "moving"): {},
     ("decode", "verifying"): {},
