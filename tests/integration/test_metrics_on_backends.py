@@ -13,8 +13,8 @@ import pytest
 
 from core.tests.observe.support import Samples
 from kv_core import BackendLoadError, BackendNotFound, load_backend
-from tests.support.observed_scene import Scene
 from tests.support.memory import Shape
+from tests.support.observed_scene import Scene
 from tests.support.orders import Order, Outcome
 from tests.support.waiting import wait_until
 
@@ -28,7 +28,7 @@ SUCCESS_COUNTS = (
     "wire_seconds", "wire_bytes_per_second", "room_seconds", "bootstrap_seconds", "queue_wait_seconds", "room_bytes",
     "room_chunks",
 )  # fmt: skip
-STATES = {
+STATES: dict[tuple[str, str], dict[str, str | None]] = {
     ("prefill", "open"): {"decode": None}, ("prefill", "ready"): {"prefill": "idle:pages"}, ("prefill", "moving"): {},
     ("prefill", "confirming"): {}, ("decode", "open"): {"decode": "idle:init", "prefill": None},
     ("decode", "ready"): {"decode": "idle:pages"}, ("decode", "offered"): {"prefill": None}, ("decode", "moving"): {},
@@ -80,7 +80,9 @@ class Rooms:
 def exported(scene: Scene, side: str) -> Samples:
     """What this side exports once its observer has told all that has happened."""
     rooms = len(scene.run.outcomes[side])  # type: ignore[attr-defined]
-    wait_until(lambda: scene.metric(side, "kv_core_drain_seconds_count") == rooms, f"{side}: every room was released", 60.0)
+    wait_until(
+        lambda: scene.metric(side, "kv_core_drain_seconds_count") == rooms, f"{side}: every room was released", 60.0
+    )
     return scene.scrape(side)
 
 

@@ -79,9 +79,18 @@ def stay_silent(backend: str, allowed: frozenset[str], seconds: float = HEALTHY_
         with prometheus(folder, scene.targets, rules=write_rules(folder), scrape=SCRAPE) as server:
             healthy(scene)
             end = monotonic() + seconds
-            scene.pump_until(_looking(lambda: fired.update(server.firing()) or monotonic() >= end), "the end", 2 * seconds)
+
+            def over() -> bool:
+                fired.update(server.firing())
+                return monotonic() >= end
+
+            scene.pump_until(_looking(over), "the end", 2 * seconds)
             ended = {one.get("metric", {}).get("outcome"): one["value"][1] for one in _outcomes(server)}
-    row = {"alert": "(none)", "fault": f"healthy traffic on {backend} for {seconds:g} s: {ended}", "fire besides": ", ".join(sorted(fired)) or "-"}
+    row = {
+        "alert": "(none)",
+        "fault": f"healthy traffic on {backend} for {seconds:g} s: {ended}",
+        "fire besides": ", ".join(sorted(fired)) or "-",
+    }
     violations = [f"healthy traffic on {backend}: {name} fires" for name in sorted(fired - allowed)]
     if not float(ended.get("success", 0)) or not float(ended.get("aborted", 0)) or float(ended.get("failed", 0)):
         violations.append(f"healthy traffic on {backend} was not what it should be: {ended}")
@@ -89,7 +98,9 @@ def stay_silent(backend: str, allowed: frozenset[str], seconds: float = HEALTHY_
 
 
 def _outcomes(server: Any) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = server.api("query", query="sum by (outcome) (kv_core_rooms_concluded_total)")["result"]
+    found: list[dict[str, Any]] = server.api("query", query="sum by (outcome) (kv_core_rooms_concluded_total)")[
+        "result"
+    ]
     return found
 
 
@@ -111,7 +122,7 @@ def _guarded(job: Any, *arguments: Any) -> tuple[dict[str, Any], list[str]]:
     """One that breaks must not hide the others."""
     try:
         row, violations = job(*arguments)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - it is a violation of the report
         name = getattr(arguments[0], "alert", arguments[0])
         return {"alert": name, "fault": f"broke: {type(error).__name__}"}, [f"{name}: {type(error).__name__}: {error}"]
     return row, violations
@@ -121,7 +132,9 @@ def main() -> int:
     """The command line."""
     parser = command_line.parser("Every alert rule on the fault that it names")
     parser.add_argument("--only", nargs="+", choices=[fault.alert for fault in FAULTS], help="these rules alone")
-    parser.add_argument("--parallel", type=int, default=3, help="faults at a time, each with ranks and a Prometheus of its own")
+    parser.add_argument(
+        "--parallel", type=int, default=3, help="faults at a time, each with ranks and a Prometheus of its own"
+    )
     given = parser.parse_args()
     if PROMETHEUS is None:
         sys.stderr.write(f"{MISSING}\n")

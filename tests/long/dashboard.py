@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.tests.cli.support import COMMAND, environment
-from core.tests.observe.prometheus_server import MISSING, PROMETHEUS, free_port, prometheus
+from core.tests.observe.prometheus_server import MISSING, PROMETHEUS, Server, free_port, prometheus
 from kv_core import BackendLoadError, BackendNotFound, load_backend
 from tests.support import command_line
 from tests.support.dashboard_panels import Panel, read_panels
@@ -42,12 +42,12 @@ FAULTS = [
     {"kind": "delay", "probability": 0.2, "seconds": 0.03},
 ]
 SIZES = ("--pages", "16", "--layers", "4", "--page-bytes", "16384", "--chunks", "4", "--concurrency", "6")
-FAULTY = ("--requests", "1500", "--timeout", "2", "--option", "prefill.faults=" + json.dumps(FAULTS))
-KILLS = (("--requests", "1200", "--kill", "decode", "--digest", "sampled"), ("--requests", "1200", "--kill", "prefill"))
+FAULTY = ("--requests", "2400", "--timeout", "2", "--option", "prefill.faults=" + json.dumps(FAULTS))
+KILLS = (("--requests", "2400", "--kill", "decode", "--digest", "sampled"), ("--requests", "2400", "--kill", "prefill"))
 BROKEN = (2, 3)
 """Exit statuses of a demo that did not run."""
-STRANGERS_S = 6.0
-"""How long a prefill rank is asked for rooms by a decode rank that it can't serve."""
+STRANGERS_S, STRANGERS_PAUSE_S = 8.0, 0.25
+"""How long a prefill rank is asked for rooms by a decode rank that it can't serve, and how often."""
 
 
 def serve(backend: str, port: int, over: Callable[[], bool]) -> list[str]:
@@ -119,14 +119,15 @@ class Traffic:
 
     def _run(self) -> None:
         try:
-            self._strangers.begin_traffic()
+            self._strangers.begin_traffic(concurrency=1)
             end = time.monotonic() + STRANGERS_S
-            while time.monotonic() < end:
+            while not self._stop.wait(STRANGERS_PAUSE_S) and time.monotonic() < end:
                 self._strangers.pump()
+            self._strangers.close()
             for place, (backend, port) in enumerate(self._ports.items()):
                 end = time.monotonic() + self._seconds
                 self.wrong += serve(backend, port, self._over(end, last=place == len(self._ports) - 1))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it is a violation of the report
             self.wrong.append(f"the traffic ended: {type(error).__name__}: {error}")
         finally:
             self._shown.set()
@@ -152,14 +153,20 @@ def watch(backends: Sequence[str], seconds: float) -> tuple[list[Panel], list[st
             start = _now(server)
             with Traffic(ports, strangers, seconds) as traffic:
                 traffic.wait()
-                panels = list(read_panels(server, start, _now(server), STEP_S, RATE_INTERVAL))
+                panels = list(read_panels(server, start, _serving(server, start), STEP_S, RATE_INTERVAL))
                 unwell = [rule["name"] for rule in server.rules() if rule["health"] != "ok"]
     violations = [*traffic.wrong, *(f"rule {rule} can't be evaluated" for rule in unwell)]
     violations += [f"panel {panel.title!r}: no data for {query}" for panel in panels for query in panel.missing]
     return panels, violations
 
 
-def _now(server: Any) -> float:
+def _serving(server: Server, start: float) -> float:
+    """The last time at which both ranks had a peer: a dashboard is looked at while something is served."""
+    served = server.series("sum(kv_core_peers) >= 2", start, _now(server), STEP_S)
+    return max((at for line in served for at, _ in line["values"]), default=_now(server))
+
+
+def _now(server: Server) -> float:
     """Prometheus's own time, in which it is asked."""
     return float(server.api("query", query="time()")["result"][1])
 
@@ -188,9 +195,13 @@ def main() -> int:
     backends = installed(given.backends)
     panels, violations = watch(backends, given.seconds)
     if given.picture is not None:
-        from tests.support.dashboard_picture import draw  # noqa: PLC0415 - matplotlib is here for this alone
+        from tests.support.dashboard_picture import draw  # matplotlib is here for this alone
 
-        draw(panels, f"kv-core: kv-core demo on {', then '.join(backends)}; ranks are killed, faults are made", given.picture)
+        draw(
+            panels,
+            f"kv-core: kv-core demo on {', then '.join(backends)}; ranks are killed, faults are made",
+            given.picture,
+        )
     command = " ".join(["python", "-m", "tests.long.dashboard", *sys.argv[1:]])
     return command_line.report("dashboard", rows(panels), violations, command=command, as_json=given.json)
 

@@ -31,7 +31,9 @@ def test_scaled_rules_differ_in_durations_alone():
         [found[1] or found[2] for found in durations.finditer(one)] for one in (text, scaled)
     )  # fmt: skip
     assert len(before) == len(after) > 20
-    assert all(int(a[:-1]) * 60 == FACTOR * int(b[:-1]) for a, b in zip(before, after, strict=True)), "no fraction is lost"
+    assert all(int(a[:-1]) * 60 == FACTOR * int(b[:-1]) for a, b in zip(before, after, strict=True)), (
+        "no fraction is lost"
+    )
     assert all(a.endswith("m") and b.endswith("s") for a, b in zip(before, after, strict=True))
 
 

@@ -47,7 +47,10 @@ def _script(*rules: Mapping[str, Any], **config: Any) -> Callable[[Scene], None]
 
 
 def _traffic(**order: Any) -> Callable[[Scene], None]:
-    return lambda scene: scene.begin_traffic(**order) and None
+    def strike(scene: Scene) -> None:
+        scene.begin_traffic(**order)
+
+    return strike
 
 
 def _one_room(scene: Scene) -> None:

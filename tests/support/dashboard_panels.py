@@ -89,4 +89,6 @@ def _unit(told: dict[str, Any], defaults: dict[str, Any]) -> str:
 def _line(series: dict[str, Any], legend: str) -> Line:
     labels = {name: value for name, value in series["metric"].items() if name != "__name__"}
     name = re.sub(r"\{\{(\w+)\}\}", lambda found: labels.get(found[1], ""), legend)
-    return Line(name.strip(), labels, [at for at, _ in series["values"]], [float(value) for _, value in series["values"]])
+    return Line(
+        name.strip(), labels, [at for at, _ in series["values"]], [float(value) for _, value in series["values"]]
+    )

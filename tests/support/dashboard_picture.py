@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ DPI = 90
 COLOURS = 256
 GAP = (0.35, 0.55)
 """Of a panel's place that stays empty, in grid units: to the left and right, above and below."""
-MAX_NAMES = 6
+MAX_NAMES, MAX_NAME_ROWS = 6, 3
 PALETTE = (
     "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
     "#003f5c", "#ffa600", "#58508d", "#bc5090", "#00876c", "#444444",
@@ -61,7 +62,9 @@ def draw(panels: Sequence[Panel], title: str, path: Path) -> None:
         for panel in panels:
             if panel.kind == "row":
                 place = _place(panel, rows, height)
-                figure.text(place[0], place[1] + place[3] / 2, panel.title, fontsize=10.5, fontweight="bold", va="center")
+                figure.text(
+                    place[0], place[1] + place[3] / 2, panel.title, fontsize=10.5, fontweight="bold", va="center"
+                )
             else:
                 _DRAWN[panel.kind](_frame(figure, panel, rows, height), panel, (begin, end))
         memory = BytesIO()
@@ -89,7 +92,7 @@ def _frame(figure: Any, panel: Panel, rows: int, height: float) -> Any:
     for spine in box.spines.values():
         spine.set_color("#d0d4da")
     box.text(0.012 * 8 / panel.place["w"], 0.985, panel.title, transform=box.transAxes, va="top", fontweight="bold")
-    if panel.kind == "stat" or panel.kind == "table":
+    if panel.kind in {"stat", "table"}:
         return box
     edge = 0.105 * width * 8 / panel.place["w"]  # as wide in a narrow panel as in a wide one
     inner = (left + edge, bottom + tall * 0.255, width * 0.98 - edge, tall * 0.635)
@@ -132,11 +135,12 @@ def _timeseries(axes: Any, panel: Panel, span: tuple[float, float]) -> None:
         axes.fill_between(times, values, color=colours[line.name], alpha=0.07, linewidth=0)
     axes.set_ylim(0, None if panel.top is None else max(panel.top, axes.get_ylim()[1]))
     _axes(axes, panel.unit, span)
-    handles = [mpl.lines.Line2D([], [], color=colours[line.name], linewidth=2) for line in order[:MAX_NAMES]]
-    names = [line.name for line in order[:MAX_NAMES]]
-    columns = _columns(panel, names)
-    if len(order) > MAX_NAMES:
-        names[-1] += f" (+{len(order) - MAX_NAMES} more)"
+    columns = _columns(panel, [line.name for line in order[:MAX_NAMES]])
+    named = order[: min(MAX_NAMES, columns * MAX_NAME_ROWS)]
+    handles = [mpl.lines.Line2D([], [], color=colours[line.name], linewidth=2) for line in named]
+    names = [line.name for line in named]
+    if len(order) > len(named):
+        names[-1] += f" (+{len(order) - len(named)} more)"
     axes.legend(
         handles, names, loc="upper left", bbox_to_anchor=(-0.11 * 8 / panel.place["w"], -0.13), ncols=columns,
         fontsize=6.5, frameon=False, handlelength=1.0, columnspacing=1.0, labelspacing=0.25, borderaxespad=0.0,
@@ -150,12 +154,14 @@ def _columns(panel: Panel, names: Sequence[str]) -> int:
 
 def _stack(axes: Any, panel: Panel, colours: dict[str, str]) -> None:
     """Areas one on top of the other; what has no sample counts as 0."""
-    times = sorted({at for line in panel.lines for at in line.times})
+    seen = sorted({at for line in panel.lines for at in line.times})
+    step = min((after - before for before, after in pairwise(seen)), default=1.0)
+    times = np.arange(seen[0], seen[-1] + step / 2, step)
     base = np.zeros(len(times))
     for line in panel.lines:
         known = dict(zip(line.times, line.values, strict=True))
-        upper = base + np.array([known.get(at, 0.0) for at in times])
-        axes.fill_between(times, base, upper, color=colours[line.name], alpha=0.5, linewidth=0.5)
+        upper = base + np.array([known.get(float(at), 0.0) for at in times])
+        axes.fill_between(times, base, upper, color=colours[line.name], alpha=0.55, linewidth=0, step="mid")
         base = upper
 
 
@@ -163,7 +169,7 @@ def _with_gaps(line: Line) -> tuple[list[float], list[float]]:
     """With a break where a process was away."""
     if len(line.times) < 2:
         return line.times, line.values
-    step = min(after - before for before, after in zip(line.times, line.times[1:], strict=False))
+    step = min(after - before for before, after in pairwise(line.times))
     times, values = [line.times[0]], [line.values[0]]
     for at, value in zip(line.times[1:], line.values[1:], strict=True):
         if at - times[-1] > 2.5 * step:
@@ -186,13 +192,17 @@ def _heatmap(axes: Any, panel: Panel, span: tuple[float, float]) -> None:
     cumulative = np.array([[by_bound[bound].get(at, math.nan) for at in times] for bound in bounds])
     counts = np.diff(cumulative, axis=0, prepend=0.0)
     used = np.flatnonzero(np.nansum(counts, axis=1) > 0)
-    low, high = (max(int(used[0]) - 1, 0), min(int(used[-1]) + 1, len(bounds) - 1)) if used.size else (0, len(bounds) - 1)
+    low, high = (
+        (max(int(used[0]) - 1, 0), min(int(used[-1]) + 1, len(bounds) - 1)) if used.size else (0, len(bounds) - 1)
+    )
     counts, bounds = counts[low : high + 1], bounds[low : high + 1]
     shades = np.ma.masked_less_equal(np.nan_to_num(counts), 0)
     rows = np.arange(len(bounds) + 1)
     columns = [*times, times[-1] + (times[-1] - times[-2] if len(times) > 1 else 1.0)]
     if shades.count():
-        mesh = axes.pcolormesh(columns, rows, shades, cmap="Oranges", norm=LogNorm(vmin=0.5, vmax=max(shades.max(), 1.0)))
+        mesh = axes.pcolormesh(
+            columns, rows, shades, cmap="Oranges", norm=LogNorm(vmin=0.5, vmax=max(shades.max(), 1.0))
+        )
         bar = axes.figure.colorbar(mesh, ax=axes, pad=0.01, fraction=0.04)
         bar.ax.tick_params(labelsize=6, length=2)
         bar.set_label("rooms", fontsize=6)
@@ -206,10 +216,10 @@ def _axes(axes: Any, unit: str, span: tuple[float, float]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: _clock(at - span[0])))
     if unit:
         low, high = axes.get_ylim()
-        ticks = MaxNLocator(5).tick_values(low, high)
+        ticks = np.asarray(MaxNLocator(5).tick_values(low, high))
         if unit == "bytes":  # round numbers of what is shown
             step = next((step for step, _ in IEC if high >= 2 * step), 1.0)
-            ticks = MaxNLocator(5).tick_values(low / step, high / step) * step
+            ticks = np.asarray(MaxNLocator(5).tick_values(low / step, high / step)) * step
         axes.set_yticks([tick for tick in ticks if low <= tick <= high])
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, unit)))
         axes.grid(color="#e6e8eb", linewidth=0.6)

@@ -16,7 +16,16 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from kv_core import BaseKVManager, KVArgs, MetricsServer, PrometheusMetrics, Role, RoomEvent, TransferConfig, load_backend
+from kv_core import (
+    BaseKVManager,
+    KVArgs,
+    MetricsServer,
+    PrometheusMetrics,
+    Role,
+    RoomEvent,
+    TransferConfig,
+    load_backend,
+)
 from kv_core.contract.observers import Observers
 from kv_core.contract.records import BackendRecord
 from kv_core.runtime import create_manager
@@ -82,10 +91,14 @@ class ObservedRank(RankServer):
         self._broken = ""
         self._give_up_at = ""
 
-    def start(self, *, broken: str = "", **told: Any) -> dict[str, Any]:
+    def start(
+        self, role: str, shape: dict[str, Any], args: dict[str, Any], config: dict[str, Any], backend: str, seed: int,
+        broken: str = "",
+    ) -> dict[str, Any]:  # fmt: skip
         """Open the manager. ``broken``: "lying" or "blind", a manager of the backend's own; "slow": an observer that blocks."""
         self._broken = broken
-        return super().start(**told) | {"metrics": f"{self._served.host}:{self._served.port}"}
+        told = super().start(role, shape, args, config, backend, seed)
+        return told | {"metrics": f"{self._served.host}:{self._served.port}"}
 
     def create_manager(self, backend: str, role: Role, args: KVArgs, config: TransferConfig) -> BaseKVManager:
         """One that is observed."""

@@ -29,7 +29,9 @@ class Process:
         for observer in self._observers.values():
             observer.watch(lambda: self.live)
 
-    def succeed(self, role: Role, rooms: int, *, nbytes: int = 1_000, wire_s: float = 0.001, total_s: float = 0.002) -> None:
+    def succeed(
+        self, role: Role, rooms: int, *, nbytes: int = 1_000, wire_s: float = 0.001, total_s: float = 0.002
+    ) -> None:
         """So many rooms go well."""
         metric = KVTransferMetric(wire_s, nbytes, total_latency_s=total_s, chunks=1, latency_source="core")
         for number in range(rooms):

@@ -93,7 +93,13 @@ def plain(query: str, rate_interval: str, whole: str) -> str:
     """A query of the dashboard as Prometheus takes it, all variables at "all"; empty for what is none."""
     if query.startswith("label_values("):
         query = query.removeprefix("label_values(").rpartition(", ")[0]
-    variables = {"$__rate_interval": rate_interval, "$__range": whole, "$backend": ".*", "$role": ".*", "$instance": ".*"}
+    variables = {
+        "$__rate_interval": rate_interval,
+        "$__range": whole,
+        "$backend": ".*",
+        "$role": ".*",
+        "$instance": ".*",
+    }
     for name, value in variables.items():
         query = query.replace(name, value)
     return query if "kv_core_" in query else ""

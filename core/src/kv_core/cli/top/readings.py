@@ -44,7 +44,8 @@ def load_parser() -> Any:
         if (error.name or "").partition(".")[0] != "prometheus_client":
             raise
         raise ModuleNotFoundError(
-            'kv-core top needs prometheus-client, which is not installed: pip install "kv-core[metrics]"', name=error.name
+            'kv-core top needs prometheus-client, which is not installed: pip install "kv-core[metrics]"',
+            name=error.name,
         ) from error
     return text_string_to_metric_families
 
@@ -59,7 +60,9 @@ def parse(text: str, at_s: float) -> Reading:
                 if sample.name in KNOWN:
                     samples[sample.name][frozenset(sample.labels.items())] = float(sample.value)
     except (ValueError, KeyError, IndexError) as error:  # what the parser raises for text that is none
-        raise NoMetricsError(f"what answers there is no Prometheus text ({str(error)[:100]}): check the address") from None
+        raise NoMetricsError(
+            f"what answers there is no Prometheus text ({str(error)[:100]}): check the address"
+        ) from None
     if not samples:
         raise NoMetricsError(
             "there is no kv_core_ metric: check the address, and that the process exports them (docs/metrics.md)"

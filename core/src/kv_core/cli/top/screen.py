@@ -52,7 +52,9 @@ def seconds(value: float | None) -> str:
 def draw(view: View, hint: str = "") -> RenderableType:
     """The whole frame. ``hint``: stands in its first line."""
     head = Text("kv-core top", style="bold")
-    head.append(f"  {len(view.endpoints)} endpoints, rates and percentiles over {seconds(view.window_s or None)}", "default")
+    head.append(
+        f"  {len(view.endpoints)} endpoints, rates and percentiles over {seconds(view.window_s or None)}", "default"
+    )
     head.append(f"  {hint}", "dim")
     parts: list[RenderableType] = [head, _endpoints(view.endpoints)]
     parts += [_bootstrap(server) for server in view.bootstrap]
@@ -83,7 +85,9 @@ def _endpoints(rows: Iterable[EndpointRow]) -> Table:
 
 def _bootstrap(server: BootstrapView) -> Table:
     ready = "every rank registered" if server.ready else "waiting for ranks"
-    table = _table("rank (tp, pp, cp, dp)", "last renewal", "last progress", "instance", title=f"{server.address}: {ready}")
+    table = _table(
+        "rank (tp, pp, cp, dp)", "last renewal", "last progress", "instance", title=f"{server.address}: {ready}"
+    )
     for rank in server.ranks:
         stalled = rank.progress_s >= STALLED_S
         progress = f"{seconds(rank.progress_s)} ago"
@@ -110,7 +114,10 @@ def _traffic(role: RoleView) -> Table:
     table.add_row("", *cells, share)
     goodput = Table.grid(padding=(0, 2))
     goodput.add_row(
-        "goodput", f"[bold]{nbytes(role.goodput, 'B/s')}[/]", "of one room on the wire", f"[bold]{nbytes(role.wire_rate, 'B/s')}[/]"
+        "goodput",
+        f"[bold]{nbytes(role.goodput, 'B/s')}[/]",
+        "of one room on the wire",
+        f"[bold]{nbytes(role.wire_rate, 'B/s')}[/]",
     )
     both = Table.grid()
     both.add_row(table)
@@ -153,7 +160,11 @@ def _failures(role: RoleView) -> RenderableType:
     for row in role.failures[:MAX_FAILURES]:
         table.add_row(escape(f"{row.stage}/{row.reason}"), number(row.window), number(row.total))
     if rest := role.failures[MAX_FAILURES:]:
-        table.add_row(f"{len(rest)} other reasons", number(sum(row.window or 0 for row in rest)), number(sum(row.total for row in rest)))
+        table.add_row(
+            f"{len(rest)} other reasons",
+            number(sum(row.window or 0 for row in rest)),
+            number(sum(row.total for row in rest)),
+        )
     return table
 
 
