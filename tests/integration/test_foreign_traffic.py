@@ -100,21 +100,30 @@ def test_strangers_that_stay_and_say_nothing(pair: Pair):
 
 def test_frames_on_the_control_socket(pair: Pair):
     """Random ones, empty ones, too many parts, too long: counted and dropped."""
-    rng = random.Random(SEED)
+    texts = noise(random.Random(SEED))
+    before = dropped_frames(pair)
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.setsockopt(zmq.LINGER, 0)
         dealer.connect(pair.prefill.endpoint)  # type: ignore[attr-defined]
         with pair.alongside():
-            for text in noise(rng):
+            for text in texts:
                 dealer.send(text)
                 dealer.send_multipart([text, b"", text])
             pair.good_room()
+            expected = {kind: count + len(texts) for kind, count in before.items()}
+            wait_until(lambda: dropped_frames(pair) == expected, lambda: f"{dropped_frames(pair)}, not {expected}")
     # Beyond max_message_bytes the connection ends; the socket connects again by itself.
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.setsockopt(zmq.LINGER, 0)
         dealer.connect(pair.prefill.endpoint)  # type: ignore[attr-defined]
         dealer.send(bytes(2 << 20))
         pair.good_room()
+
+
+def dropped_frames(pair: Pair) -> dict[str, int]:
+    """What prefill has counted of frames that are none of ours."""
+    dropped = pair.prefill.snapshot()["control"]["dropped"]
+    return {kind: dropped[kind] for kind in ("not_two_frames", "not_understood")}
 
 
 def packets(pair: Pair, stranger: Stranger) -> list[msg.Packet]:

@@ -15,12 +15,15 @@ from time import monotonic
 from typing import Any
 
 import pytest
+import requests
 
 from core.tests.cli.support import COMMAND, SMALL, Ran, environment, faults, kv_core
 from core.tests.cli.top_support import LIMIT_S, Process, answering
 from core.tests.observe.prometheus_server import demo
 from kv_core import BootstrapServer, InvalidConfig, MetricsServer, Role
 from kv_core.cli.top.endpoints import read_address
+from kv_core.protocol.messages import PROTOCOL_VERSION
+from kv_core.runtime.bootstrap import RankRegistration
 
 pytest.importorskip("kv_fake", reason="the embedded backend is not installed")
 
@@ -86,13 +89,23 @@ def closed_port() -> str:
 
 
 def test_a_bootstrap_server_shows_its_ranks():
-    with BootstrapServer(host="127.0.0.1", port=0) as server:
-        ran, document = once(server.address)
-        (row,), (shown,) = document["endpoints"], document["bootstrap"]
-        assert (row["kind"], row["error"], ran.status) == ("bootstrap", "", 0)
-        assert (shown["ready"], shown["ranks"]) == (False, [])
-        ran, document = once(f"http://{server.address}/health")
-        assert document["bootstrap"], ran
+    rank = RankRegistration(
+        instance_id="the-one", ranks=(0, 0, 0, 0), sizes=(1, 1, 1, 1), rank_ip="127.0.0.1", rank_port=1, page_size=16,
+        kv_cache_dtype="bfloat16", kv_layout="x", backend="fake", protocol_version=PROTOCOL_VERSION, progress_age_s=7.5,
+    )  # fmt: skip
+    with BootstrapServer(host="127.0.0.1", port=0) as empty, BootstrapServer(host="127.0.0.1", port=0) as server:
+        headers = {"Content-Type": "application/json"}
+        put = requests.put(f"http://{server.address}/route", rank.encode(), headers=headers, timeout=LIMIT_S)
+        assert put.status_code == 200, put.text
+        ran, document = once(empty.address, f"http://{server.address}/health")
+    assert ran.status == 0
+    assert [(row["kind"], row["error"]) for row in document["endpoints"]] == [("bootstrap", "")] * 2
+    nobody, found = document["bootstrap"]
+    assert (nobody["ready"], nobody["ranks"], found["ready"]) == (False, [], True)
+    (shown,) = found["ranks"]
+    assert (shown["rank"], shown["instance_id"]) == ([0, 0, 0, 0], "the-one")
+    assert 0 <= shown["renewed_s"] < LIMIT_S
+    assert shown["progress_s"] == pytest.approx(7.5 + shown["renewed_s"])
 
 
 def test_a_table_without_a_terminal(urls: dict[str, str]):

@@ -18,6 +18,7 @@ from kv_core.contract.records import KVTransferMetric, RoomEvent, RoomEventKind
 from kv_core.observe import schema
 from kv_core.observe.schema import SCHEMA, Kind
 from kv_core.runtime.control import DROP_REASONS
+from kv_core.runtime.control_loop import NOT_UNDERSTOOD
 
 SOURCES = Path(kv_core.observe.__file__).parents[1]
 COUNTED = re.compile(r'counters\[(f?)"([^"]+)"\]')
@@ -68,7 +69,7 @@ def test_every_count_that_core_keeps_has_its_place():
                 assert name.startswith("ignored_{event."), f"{path.name}: {name}"
             else:
                 assert name in listed, f"{path.name}: {name}"
-    assert set(DROP_REASONS) <= set(schema.DROPPED_KINDS)
+    assert {*DROP_REASONS, NOT_UNDERSTOOD} <= set(schema.DROPPED_KINDS)
     assert not set(schema.STALE_KINDS) & set(schema.DROPPED_KINDS)
 
 
