@@ -145,7 +145,7 @@ class Clean:
 
 
 def build_clean(name: str, home: Path, wheels: dict[str, Path]) -> Clean:
-    """Make the environment: core first and alone, asked a few questions, then every other wheel, and core's extra."""
+    """Make the environment: core first and alone, asked a few questions, then every other wheel, and core's extras."""
     base = find_python(name)
     assert base is not None, f"no Python for {name}"
     succeed(base, "-m", "venv", "--without-pip", home / "venv", cwd=home)
@@ -158,5 +158,5 @@ def build_clean(name: str, home: Path, wheels: dict[str, Path]) -> Clean:
         "import": clean.run(clean.python, "-c", "import kv_core; print(kv_core.list_backends())"),
         "backends": clean.run(clean.command, "backends", "--json"),
     }
-    pip(clean.python, *install, *wheels.values(), f"{wheels['kv-core']}[metrics]", cwd=home)
+    pip(clean.python, *install, *wheels.values(), f"{wheels['kv-core']}[metrics,otel]", cwd=home)
     return clean

@@ -35,10 +35,14 @@ Tell = Callable[[Any], object]
 class Opening(CommonKVManager):
     """A manager that opens rooms in a way of its own, on both sides."""
 
-    def create_sender(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVSender:
+    def create_sender(
+        self, bootstrap_addr: str, bootstrap_room: int, *, traceparent: str | None = None
+    ) -> BaseKVSender:
         return self.opened(super().create_sender, bootstrap_addr, bootstrap_room)
 
-    def create_receiver(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVReceiver:
+    def create_receiver(
+        self, bootstrap_addr: str, bootstrap_room: int, *, traceparent: str | None = None
+    ) -> BaseKVReceiver:
         return self.opened(super().create_receiver, bootstrap_addr, bootstrap_room)
 
     def opened(self, create: Any, addr: Any, number: Any) -> Any:

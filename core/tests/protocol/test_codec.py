@@ -28,11 +28,12 @@ INTRODUCTION = msg.Introduction(
     "label",
     {"pid": 1},
 )
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 MESSAGES: list[msg.Message] = [
-    msg.Announce(2**63 - 1, 1), msg.Announce(5, 1, 4),
+    msg.Announce(2**63 - 1, 1), msg.Announce(5, 1, 4), msg.Announce(5, 1, 4, TRACE),
     msg.Metadata(0, 2, INDICES, {"mamba": INDICES}, 7, 3, 2), msg.Metadata(0, 2, INDICES, {}, None, 0, 1),
     msg.Abort(1, 2, FAILURE), msg.Concluded(1, 2, None), msg.Concluded(1, 2, FAILURE), msg.Lease([1, 2, 2**63 - 1]),
-    msg.Bound(1, 2, 3),
+    msg.Bound(1, 2, 3), msg.Bound(1, 2, 3, TRACE),
     msg.Done(1, 2, 3, 4, 5, 0.25, "engine", 6, [msg.ChunkDigest(0, 4, 0, 2, {"s": (0, 1)}, True, 2**64 - 1)], [b"row"]),
     msg.Failed(1, 2, FAILURE, True), msg.Quiesced(1, 2), msg.SessionQuiesced(9),
 ]  # fmt: skip

@@ -46,8 +46,8 @@ class GoodReceiver(BaseKVReceiver):
 
 class GoodManager(BaseKVManager):
     def __init__(self, anything, *, at="all"): ...
-    def create_sender(self, bootstrap_addr, bootstrap_room): return GoodSender()
-    def create_receiver(self, bootstrap_addr, bootstrap_room): return GoodReceiver()
+    def create_sender(self, bootstrap_addr, bootstrap_room, *, traceparent=None): return GoodSender()
+    def create_receiver(self, bootstrap_addr, bootstrap_room, *, traceparent=None): return GoodReceiver()
     def snapshot(self): return {}
     def health(self): return {}
     def close(self): ...
@@ -235,8 +235,9 @@ WRONG = (
     ),
     Wrong(
         "manager lacks close",
-        PIECES + "\nclass Bad(BaseKVManager):\n    def create_sender(self, bootstrap_addr, bootstrap_room): ...\n"
-        "    def create_receiver(self, bootstrap_addr, bootstrap_room): ...\n    def health(self): ...\n"
+        PIECES
+        + "\nclass Bad(BaseKVManager):\n    def create_sender(self, bootstrap_addr, bootstrap_room, *, traceparent=None): ...\n"
+        "    def create_receiver(self, bootstrap_addr, bootstrap_room, *, traceparent=None): ...\n    def health(self): ...\n"
         "    def snapshot(self): ...\nRECORD['manager'] = Bad",
         "Bad does not implement close() of BaseKVManager",
         "Implement it",

@@ -7,6 +7,7 @@ I4  Nothing outlives its life: at rest all tables are empty, but for pages whose
 I5  Every room ends in bounded time.
 I6  The first root cause stands, and both sides name the same one.
 I7  A room that nothing happened to succeeds, whatever happens to others.
+I8  A room's history is short and in order, begins with its opening, and ends with what ended it; off there is none.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.tests.simulation.memory import LAYERS, NO_LAYER
 from kv_core.contract.enums import FailureCode, KVPoll, Liveness
+from kv_core.contract.moments import FAILED, MOMENTS, OPENED, PHASE, RELEASED
 from kv_core.contract.records import PeerEvent, RoomEvent, RoomEventKind
 from kv_core.protocol.lifecycle import Phase
 
@@ -49,6 +51,7 @@ class Referee:
 
     def on_room(self, process: Process, event: RoomEvent) -> None:
         """An observer's view."""
+        self._history(process, event)
         if event.kind is RoomEventKind.CONCLUDED:
             handle = self._world.handle_of[process.name, event.life]
             handle.concluded += 1
@@ -60,6 +63,23 @@ class Referee:
             handle = self._world.handle_of[process.name, event.life]
             if not handle.room.release_safe or handle.released or handle.concluded != 1:
                 self.broken("I1 terminal", f"the release of {handle} was told wrongly")
+
+    def _history(self, process: Process, event: RoomEvent) -> None:
+        history, size = event.history, process.settings.flight_recorder
+        if not size or event.kind not in {RoomEventKind.CONCLUDED, RoomEventKind.RELEASED}:
+            if history:
+                self.broken("I8 history", f"{event} has a history")
+            return
+        whole = event.kind is RoomEventKind.CONCLUDED
+        times = [moment[0] for moment in history]
+        if not 1 <= len(history) <= size + 1 or times != sorted(times) or times[-1] != event.time_s:
+            self.broken("I8 history", f"{event} is too long, not in order, or not at its end")
+        if any(len(moment) != 2 + len(MOMENTS[moment[1]]) for moment in history):
+            self.broken("I8 history", f"a moment of {event} has other values than its names say")
+        last = (FAILED, event.failure.stage.value, event.failure.code.value) if event.failure else (PHASE, "success")
+        wanted = last if whole else (RELEASED,)
+        if history[-1][1 : 1 + len(wanted)] != wanted or (whole and history[0][1] != OPENED):
+            self.broken("I8 history", f"{event} should begin with its opening and end with {wanted}")
 
     def on_peer(self, process: Process, event: PeerEvent) -> None:
         """A peer that is lost without a reason is a finding of its own."""

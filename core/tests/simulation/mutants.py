@@ -410,3 +410,24 @@ class _Hasty(ReliableLink):
         fresh = [m for i, m in enumerate(messages, seq) if i > self._received and i not in self._early]
         super().on_data(seq, messages, now)
         return fresh
+
+
+# -- I8: the history ---------------------------------------------------------------------------------------------------
+
+
+@_mutant("I8 history", "what ended a room is not written down")
+class WritesNoCause(PrefillMachine):
+    @staticmethod
+    def _note_failure(room: Room, failure: Failure, now: float) -> None:
+        return
+
+
+@_mutant("I8 history", "a history grows with its room")
+class WritesForEver(PrefillMachine):
+    def open(
+        self, number: object, addr: str, now: float, *, traceparent: str | None = None
+    ) -> tuple[Room, list[Effect]]:
+        room, effects = super().open(number, addr, now, traceparent=traceparent)
+        if room.history is not None:
+            room.history._free = 1_000_000
+        return room, effects

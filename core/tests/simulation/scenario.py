@@ -14,8 +14,13 @@ BASE = {
     "bootstrap_timeout_s": 6.0, "waiting_timeout_s": 5.0, "transferring_timeout_s": 4.0, "draining_timeout_s": 1.0,
     "lease_s": 3.0, "probe_interval_s": 0.7, "suspect_after": 2, "dead_after": 5,
 }  # fmt: skip
-SETTINGS = {digest: TransferConfig(**BASE, digest=digest) for digest in DigestMode}  # type: ignore[arg-type]
-TIGHT = TransferConfig(**BASE, max_inbox=3, max_tombstones=2, max_rooms=6)  # type: ignore[arg-type]
+HISTORIES = {DigestMode.OFF: 64, DigestMode.SAMPLED: 8, DigestMode.ALL: 16}
+"""How long the rooms' histories are, by what else is tried."""
+SETTINGS = {
+    digest: TransferConfig(**BASE, digest=digest, flight_recorder=size)  # type: ignore[arg-type]
+    for digest, size in HISTORIES.items()
+}
+TIGHT = TransferConfig(**BASE, max_inbox=3, max_tombstones=2, max_rooms=6, flight_recorder=0)  # type: ignore[arg-type]
 
 BOUND_S = 6.0 + 5.0 + 2 * 4.0 + 3.0 + 8 * 0.7 + 3.0 + 4 * 1.0
 """From the last thing that engines and faults do until every room has ended."""

@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from kv_core.cli import trace_cmd
 from kv_core.cli.doctor_cmd import doctor
 from kv_core.cli.events_cmd import events_app
 from kv_core.cli.top_cmd import top
@@ -33,6 +34,13 @@ MetricsPort = Annotated[
     typer.Option(
         help="Serve Prometheus metrics while it runs: prefill's at this port of 127.0.0.1, decode's at the next. 0: free ones.",
         min=0, max=65_534, show_default="none",
+    ),
+]  # fmt: skip
+TraceFolder = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        metavar="DIR", help="Record both ranks' rooms in this folder, and write DIR/trace.json for https://ui.perfetto.dev.",
+        show_default="none",
     ),
 ]  # fmt: skip
 Version = Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)]
@@ -85,6 +93,7 @@ def demo(
     ] = 30.0,
     option: Options = None,
     metrics_port: MetricsPort = None,
+    trace: TraceFolder = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Move random pages from a prefill to a decode process and compare every byte.
@@ -98,7 +107,7 @@ def demo(
         settings = DemoSettings(
             backend=backend, requests=requests, concurrency=concurrency, pages=pages, layers=layers,
             page_bytes=page_bytes, chunks=chunks, kill=kill, seed=seed, digest=digest, timeout=timeout,
-            options=parse_options(option or []), metrics_port=metrics_port,
+            options=parse_options(option or []), metrics_port=metrics_port, trace=trace,
         )  # fmt: skip
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
@@ -124,3 +133,4 @@ def new_backend(
 app.command()(doctor)
 app.command()(top)
 app.add_typer(events_app)
+app.command()(trace_cmd.trace)

@@ -14,6 +14,9 @@ MAX_ROOM = 2**63 - 1
 FAKE_BOOTSTRAP_HOST = "2.2.2.2"
 """Bootstrap host of warm-up requests (SGLang's value): such rooms move nothing and get core's null pair."""
 
+MIN_HISTORY = 8
+"""A shorter history than this could not show where a room came from and how it ended."""
+
 
 @dataclass(frozen=True)
 class TransferConfig:
@@ -40,6 +43,9 @@ class TransferConfig:
         direction is decided by the backend's capabilities. digest, digest_sample: verify one room in N.
         switch_interval_s: ``sys.setswitchinterval`` to set while a manager is open (None: leave it; 0.0005 cuts the
             latency of a room by 3 to 4 in an engine whose scheduler thread is busy).
+    Observation
+        flight_recorder: moments kept of each room's history, the first and the last ones; what is between them is counted.
+            0: none, and failed rooms are not logged.
     Backend
         require_transport: the fabric that has to be in use, by the words that the backend has for it ("rdma", "cma", "tcp":
             ``Transport.describe``), in upper or lower case; several: one of them. Where the backend knows at the start that
@@ -78,6 +84,8 @@ class TransferConfig:
     digest_sample: int = 64
     switch_interval_s: float | None = None
 
+    flight_recorder: int = 64
+
     require_transport: str | Sequence[str] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
 
@@ -94,6 +102,10 @@ class TransferConfig:
             )
         if not 0 <= self.control_port <= 65_535:
             raise InvalidConfig(f"TransferConfig.control_port is {self.control_port}, must lie in 0..65535")
+        if self.flight_recorder != 0 and self.flight_recorder < MIN_HISTORY:
+            raise InvalidConfig(
+                f"TransferConfig.flight_recorder is {self.flight_recorder}, must be at least {MIN_HISTORY}, or 0 for none"
+            )
         if self.queue_shards is not None and self.queue_shards < 1:
             raise InvalidConfig(f"TransferConfig.queue_shards is {self.queue_shards}, must be at least 1 or None")
 

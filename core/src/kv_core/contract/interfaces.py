@@ -144,12 +144,22 @@ class BaseKVManager(_Unpicklable, ABC):
     """One per rank and process: owns the transport, the sockets, the threads and all rooms of the rank."""
 
     @abstractmethod
-    def create_sender(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVSender:
-        """Open a room on the prefill side."""
+    def create_sender(
+        self, bootstrap_addr: str, bootstrap_room: int, *, traceparent: str | None = None
+    ) -> BaseKVSender:
+        """Open a room on the prefill side.
+
+        ``traceparent``: the request's trace (W3C Trace Context), for observers on both sides: the other side uses it where
+        its engine names none. One that is malformed is ignored and counted: a bad header fails no room.
+        """
 
     @abstractmethod
-    def create_receiver(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVReceiver:
-        """Open a room on the decode side. ``bootstrap_addr`` is the prefill instance's ``host:port``."""
+    def create_receiver(
+        self, bootstrap_addr: str, bootstrap_room: int, *, traceparent: str | None = None
+    ) -> BaseKVReceiver:
+        """Open a room on the decode side. ``bootstrap_addr`` is the prefill instance's ``host:port``; ``traceparent`` as
+        for ``create_sender``.
+        """
 
     @abstractmethod
     def snapshot(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kv_core.contract.enums import Capability, FailureCode, KVPoll, Liveness, Role
 from kv_core.contract.failures import Failure
+from kv_core.contract.moments import Moment
 
 if TYPE_CHECKING:
     from kv_core.contract.interfaces import BaseKVManager, BaseKVReceiver, BaseKVSender
@@ -52,7 +53,9 @@ class RoomEvent:
     """Told to observers, in order for each room. ``time_s`` is monotonic. ``metric`` and ``failure`` come with CONCLUDED.
 
     ``drain_latency_s`` comes with RELEASED: seconds from the room's end until it was proven that its pages may be used
-    again; never negative.
+    again; never negative. ``history`` comes with both: with CONCLUDED what happened to the room until then, with RELEASED
+    what came after; empty if ``TransferConfig.flight_recorder`` is 0. ``instance``: id of the manager. ``traceparent``: the
+    trace that the engine named for the room, else the one that the other side's engine did, as far as it is known yet.
     """
 
     kind: RoomEventKind
@@ -65,6 +68,9 @@ class RoomEvent:
     metric: KVTransferMetric | None = None
     failure: Failure | None = None
     drain_latency_s: float | None = None
+    history: tuple[Moment, ...] = ()
+    instance: str = ""
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ STALE_KINDS = (
 DROPPED_KINDS = (
     "closed", "too_long", "bad_endpoint", "too_many_connections", "queue_full", "unresolved", "evicted", "wrong_way",
     "unroutable", "no_handshake", "not_two_frames", "not_understood", "unexpected_packets", "unexpected_messages", "misaddressed_hellos",
-    "refused_handshakes", "dropped_chunks", "stray_records",
+    "refused_handshakes", "dropped_chunks", "stray_records", "bad_traceparents",
 )  # fmt: skip
 """What was thrown away because it could not be sent, or could not be what it said it was."""
 OWN_COUNTERS = {

@@ -25,6 +25,7 @@ class TransferKVChunk:
     ``start``: position of its first page in the room. ``local`` and ``remote``: KV items, uint64, equal length.
     ``layers``: range of layer numbers, or None for all. ``states``: pool name to (start, local, remote). ``aux``:
     (local row, remote row), with the chunk that completes the room. ``ready``: asked before the source is read.
+    ``number``: which of the room's ``send`` calls it was, from 0.
     """
 
     room: Room
@@ -40,6 +41,7 @@ class TransferKVChunk:
     digest: bool = False
     claimed: bool = False
     settled: bool = False  # landed or failed has been reported
+    number: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import FailureCode, FailureStage, Side
 from kv_core.contract.failures import Failure, MessageError
+from kv_core.contract.moments import BOUND, DONE, INIT, NAMED, PROOF, VERIFIED
 from kv_core.contract.records import KVTransferMetric
 from kv_core.contract.transport import PeerKey
 from kv_core.protocol import messages as msg
@@ -37,9 +38,11 @@ class DecodeMachine(Discovery):
 
     # -- engine calls ----------------------------------------------------------------------------------------------
 
-    def open(self, number: object, addr: str, now: float) -> tuple[Room, list[Effect]]:
+    def open(
+        self, number: object, addr: str, now: float, *, traceparent: str | None = None
+    ) -> tuple[Room, list[Effect]]:
         """Open a room."""
-        room = self._open(number, addr, now)
+        room = self._open(number, addr, traceparent, now)
         return room, self._settle(now)
 
     def init(self, room: Room, prefill_dp_rank: int, now: float) -> list[Effect]:
@@ -51,6 +54,7 @@ class DecodeMachine(Discovery):
         else:
             room.initialised = True
             room.dp_rank = prefill_dp_rank
+            room.note((now, INIT, prefill_dp_rank))
             self._find_sources(room, now)
         return self._settle(now)
 
@@ -64,6 +68,7 @@ class DecodeMachine(Discovery):
             self._invalid(room, "send_metadata() was called twice", now)
         else:
             room.offer = offer
+            room.note((now, NAMED, int(offer.kv.size), offer.decode_prefix_len))
             if room.phase is Phase.READY:
                 self._apply(room, Event.OFFERED, now)
         return self._settle(now)
@@ -75,7 +80,7 @@ class DecodeMachine(Discovery):
         self._timers.cancel(("room", room.life))  # from here the engine's queue decides, and prefill's lease
         for link in room.links.values():
             link.announced = True
-            self._push(link.peer, msg.Announce(room.number, link.life, room.destinations))
+            self._push(link.peer, msg.Announce(room.number, link.life, room.destinations, room.traceparent))
         if room.offer is not None:
             self._apply(room, Event.OFFERED, now)
 
@@ -113,6 +118,7 @@ class DecodeMachine(Discovery):
     def on_verified(self, room: Room, link: RoomLink, problem: str | None, now: float) -> list[Effect]:
         """What arrived through this link was hashed: equal, or the sentence that says what is not."""
         link.verifying = False
+        room.note((now, VERIFIED, link.peer.name, problem is None))
         if room.ended:
             self.counters["late_verdicts"] += 1
             self._settle_room(room, now)
@@ -174,6 +180,8 @@ class DecodeMachine(Discovery):
             self.counters["unexpected_messages"] += 1
             return
         link.source_life = message.source_life
+        link.room.note((now, BOUND, peer.name, message.source_life))
+        link.room.peer_traceparent = link.room.peer_traceparent or self._read_traceparent(message.traceparent)
         if all(each.source_life for each in link.room.links.values()):
             link.room.bound_at = now
             if self._apply(link.room, Event.BOUND, now):
@@ -189,6 +197,7 @@ class DecodeMachine(Discovery):
             return
         link.exposed = False
         link.proof = "prefill said done"
+        room.note((now, DONE, peer.name, message.nbytes, message.chunks, message.wire_seconds))
         if room.ended:
             peer.rooms.pop(link.life, None)
             self._settle_room(room, now)
@@ -216,6 +225,7 @@ class DecodeMachine(Discovery):
         if message.quiescent:
             link.exposed = False
             link.proof = "prefill failed without an outstanding write"
+            link.room.note((now, PROOF, peer.name, link.proof))
             if link.room.ended:
                 peer.rooms.pop(link.life, None)
         if link.room.ended:
@@ -245,6 +255,7 @@ class DecodeMachine(Discovery):
             for link in peer.rooms.values():
                 link.exposed = False
                 link.proof = "prefill closed, its writes had ended"
+                link.room.note((now, PROOF, peer.name, link.proof))
             self._unexpose_orphans(peer.name, peer.session, "prefill closed, its writes had ended", now)
         super()._on_bye(peer, packet, now)
 
@@ -253,6 +264,7 @@ class DecodeMachine(Discovery):
     def _unexpose(self, link: RoomLink, proof: str, now: float) -> None:
         link.exposed = False
         link.proof = proof
+        link.room.note((now, PROOF, link.peer.name, proof))
         self._settle_room(link.room, now)
 
     def _unexpose_orphans(self, name: str, session: int, proof: str, now: float) -> None:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import FailureCode, FailureStage, Liveness, Side
 from kv_core.contract.failures import Failure
+from kv_core.contract.moments import LINKED, TROUBLE
 from kv_core.protocol import messages as msg
 from kv_core.protocol.effects import Disconnect, Effect, Resolve, Unwatch, Watch
 from kv_core.protocol.handshake import LayoutRules
@@ -88,7 +89,7 @@ class Discovery(Machine):
         if error.fatal:
             node.regrets.clear()
         for room in list(node.waiting.values()):
-            room.last_error = error.message
+            self._note_trouble(room, error.message, now)
             if error.fatal:
                 self._fail(
                     room, FailureCode.INCOMPATIBLE, error.message, Side.BOOTSTRAP, now=now, stage=FailureStage.BOOTSTRAP
@@ -125,7 +126,8 @@ class Discovery(Machine):
         if any(self._dead.get(address.instance_id, now) > now for address in addresses):
             # The server still names a process that we lost: wait until its successor has registered. Not for ever: it
             # may have been cut off for a while, and the next greeting finds out.
-            room.last_error = f"the bootstrap server at {node.addr} still names a prefill process that is lost"
+            lost = f"the bootstrap server at {node.addr} still names a prefill process that is lost"
+            self._note_trouble(room, lost, now)
             node.route = None
             return
         del node.waiting[room.life]
@@ -138,6 +140,7 @@ class Discovery(Machine):
             link = RoomLink(room, peer, room.life)
             room.links[(peer.name, room.life)] = link
             peer.rooms[room.life] = link
+            room.note((now, LINKED, peer.name))
             peer.regrets.pop(room.number, None)  # the number has begun anew
             if peer.phase is PeerPhase.GREETING or peer.liveness.state is Liveness.SUSPECT:
                 first = not peer.awaiting
@@ -145,6 +148,13 @@ class Discovery(Machine):
                 if first:
                     self._greet(peer, now)
         self._check_ready(room, now)
+
+    @staticmethod
+    def _note_trouble(room: Room, message: str, now: float) -> None:
+        """Why no prefill rank can be found; the same again is no news."""
+        if room.last_error != message:
+            room.note((now, TROUBLE, message))
+        room.last_error = message
 
     def _new_greeting(self, name: str, endpoint: str, addr: str, now: float) -> Peer:
         self._session += 1

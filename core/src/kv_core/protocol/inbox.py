@@ -12,7 +12,9 @@ from kv_core.protocol.peers import Peer
 
 @dataclass
 class Early:
-    """A decode rank has spoken of a room: it queues for pages, or has named them. ``destinations``: ranks that will."""
+    """A decode rank has spoken of a room: it queues for pages, or has named them. ``destinations``: ranks that will.
+    ``traceparent``: the trace that its engine named.
+    """
 
     number: int
     peer: Peer
@@ -20,6 +22,7 @@ class Early:
     metadata: Metadata | None
     expires: float
     destinations: int = 1
+    traceparent: str | None = None
 
 
 class Inbox:

@@ -16,11 +16,14 @@ from typing import Any
 from kv_core.contract.config import MAX_ROOM, TransferConfig
 from kv_core.contract.enums import FailureCode, FailureStage, Liveness, Role, Side
 from kv_core.contract.failures import Failure
+from kv_core.contract.moments import FAILED, OPENED, PHASE, RELEASED, Moment
 from kv_core.contract.records import PeerEvent, RoomEvent, RoomEventKind
+from kv_core.contract.traceparent import clean_traceparent
 from kv_core.contract.transport import PeerKey
 from kv_core.protocol import messages as msg
 from kv_core.protocol.effects import Disconnect, Effect, RemovePeer, SendPacket, TellPeer, TellRoom
 from kv_core.protocol.handshake import LayoutRules
+from kv_core.protocol.history import FlightRecord, History
 from kv_core.protocol.lifecycle import DECODE, POLL, PREFILL, STAGE, Action, Event, Phase
 from kv_core.protocol.link import BURST_BYTES, ReliableLink
 from kv_core.protocol.liveness import PeerLiveness
@@ -61,6 +64,7 @@ class Machine:
         self.live: dict[int, Room] = {}  # by life, until ended and safe to release
         self.peers: dict[str, Peer] = {}  # by instance id: the current session with each
         self.counters: Counter[str] = Counter()
+        self.flight = FlightRecord()
         self.closed = False
         self._lives = 0
         self._timers: Timers[tuple[str, Any]] = Timers()
@@ -76,10 +80,15 @@ class Machine:
 
     # -- rooms -----------------------------------------------------------------------------------------------------
 
-    def _open(self, number: object, addr: str, now: float) -> Room:
+    def _open(self, number: object, addr: str, traceparent: str | None, now: float) -> Room:
         valid = isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= MAX_ROOM
         self._lives += 1
-        room = Room(self.me.role, number if isinstance(number, int) else -1, self._lives, addr, now)
+        size = self.settings.flight_recorder
+        room = Room(
+            self.me.role, number if isinstance(number, int) else -1, self._lives, addr, now,
+            history=History(size) if size else None, traceparent=traceparent,
+        )  # fmt: skip
+        room.note((now, OPENED))
         problem = None
         if not valid:
             problem = (
@@ -114,7 +123,9 @@ class Machine:
         )
         room.phase = Phase.FAILED
         room.release_safe = True
+        self._note_failure(room, room.failure, now)
         self._tell(room, RoomEventKind.CONCLUDED, now)
+        self.flight.released(room)
         room.publish_end()
 
     def abort(self, room: Room, reason: str, now: float) -> list[Effect]:
@@ -153,6 +164,8 @@ class Machine:
             return False
         phase, actions = entry
         room.enter(phase)
+        if phase is not Phase.FAILED:
+            room.note((now, PHASE, phase.value))
         for action in actions:
             self._actions[action](room, now)
         if room.ended:
@@ -172,7 +185,12 @@ class Machine:
             self.counters["late_failures"] += 1
             return
         room.failure = failure.with_origin(self.me.label)
+        self._note_failure(room, failure, now)
         self._apply(room, Event.FAILED, now)
+
+    @staticmethod
+    def _note_failure(room: Room, failure: Failure, now: float) -> None:
+        room.note((now, FAILED, failure.stage.value, failure.code.value, failure.side.value, failure.message))
 
     def _report(self, room: Room, now: float) -> None:
         self._timers.cancel(("room", room.life))
@@ -190,7 +208,9 @@ class Machine:
             room.release_safe = True
             self._timers.cancel(("drain", room.life))
             self.live.pop(room.life, None)
+            room.note((now, RELEASED))
             self._tell(room, RoomEventKind.RELEASED, now)
+            self.flight.released(room)
         elif room.busy and self._timers.get(("drain", room.life)) is None:
             self._timers.set(("drain", room.life), now + self.settings.draining_timeout_s)
         room.publish_end()
@@ -309,6 +329,18 @@ class Machine:
 
     def _header(self, peer: Peer) -> dict[str, Any]:
         return {"sender": self.me.instance_id, "receiver": peer.name, "session": peer.session}
+
+    def _read_traceparent(self, told: str | None) -> str | None:
+        """What a peer named as the room's trace; a wrong one is none, and counted."""
+        cleaned = clean_traceparent(told)
+        if told is not None and cleaned is None:
+            self.count_bad_traceparent()
+        return cleaned
+
+    def count_bad_traceparent(self) -> int:
+        """Count one; how many there have been."""
+        self.counters["bad_traceparents"] += 1
+        return self.counters["bad_traceparents"]
 
     def _send(self, peer: Peer, packet: msg.Packet) -> None:
         self._effects.append(SendPacket(peer.endpoint, packet))
@@ -535,11 +567,16 @@ class Machine:
         me = self.me
         poll = room.poll if not room.ended else POLL[room.phase]
         concluded = kind is RoomEventKind.CONCLUDED
-        ended_at = room.ended_at if kind is RoomEventKind.RELEASED else None
+        released = kind is RoomEventKind.RELEASED
+        ended_at = room.ended_at if released else None
+        history: tuple[Moment, ...] = ()
+        if room.history is not None and (concluded or released):
+            history = room.history.tell() if concluded else room.history.tell_rest()
         event = RoomEvent(
             kind, me.backend, me.role, room.number, room.life, poll, now,
             room.metric if concluded else None, room.failure if concluded else None,
             None if ended_at is None else max(0.0, now - ended_at),
+            history, me.instance_id, room.traceparent or room.peer_traceparent,
         )  # fmt: skip
         self._effects.append(TellRoom(event))
 

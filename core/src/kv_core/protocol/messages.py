@@ -34,6 +34,8 @@ RoomNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_ROOM)]
 Life: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_ROOM)]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_ROOM)]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+Traceparent: TypeAlias = Name | None
+"""A request's trace, as its engine named it. What is none is told from what is one where it is read."""
 
 
 class WireFailure(msgspec.Struct, array_like=True, frozen=True):
@@ -113,6 +115,7 @@ class Announce(_Message, frozen=True):
     room: RoomNumber
     life: Life
     destinations: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 1
+    traceparent: Traceparent = None
 
 
 class Metadata(_Message, frozen=True):
@@ -158,6 +161,7 @@ class Bound(_Message, frozen=True):
     room: RoomNumber
     life: Life
     source_life: Life
+    traceparent: Traceparent = None
 
 
 class ChunkDigest(msgspec.Struct, array_like=True, frozen=True):
@@ -220,6 +224,8 @@ def weight(message: Message) -> int:
     if isinstance(message, Metadata):
         size += len(message.kv.data)
         size += sum(4 * MAX_NAME + 32 + len(items.data) for items in message.states.values())
+    elif isinstance(message, Announce | Bound):
+        size += 4 * len(message.traceparent or "")
     elif isinstance(message, Lease):
         size += 9 * len(message.lives)
     elif isinstance(message, Done):

@@ -11,6 +11,17 @@ from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import DigestMode, FailureCode, FailureStage, Side
 from kv_core.contract.failures import Failure, MessageError
 from kv_core.contract.interfaces import Ready
+from kv_core.contract.moments import (
+    ANNOUNCED,
+    CHUNK_FAILED,
+    CHUNK_QUIET,
+    HANDED,
+    LANDED,
+    METADATA,
+    PAGES,
+    POSTED,
+    VERDICT,
+)
 from kv_core.contract.records import KVTransferMetric, RoomEventKind
 from kv_core.protocol import messages as msg
 from kv_core.protocol.chunks import ChunkResult, TransferKVChunk
@@ -44,9 +55,11 @@ class PrefillMachine(Reception):
 
     # -- engine calls ----------------------------------------------------------------------------------------------
 
-    def open(self, number: object, addr: str, now: float) -> tuple[Room, list[Effect]]:
+    def open(
+        self, number: object, addr: str, now: float, *, traceparent: str | None = None
+    ) -> tuple[Room, list[Effect]]:
         """Open a room; what decode said of it before is taken up now."""
-        room = self._open(number, addr, now)
+        room = self._open(number, addr, traceparent, now)
         if room.listed:
             ended = self._stones.opened(room.number)
             early = self._inbox.take_room(room.number)
@@ -77,6 +90,7 @@ class PrefillMachine(Reception):
             self._invalid(room, f"init(): {error}", now)
             return
         room.expected = num_kv_indices
+        room.note((now, PAGES, num_kv_indices))
         room.aux_index = aux_index
         if room.phase is not Phase.OPEN:
             self._check_counts(room, now)
@@ -108,7 +122,9 @@ class PrefillMachine(Reception):
             placed[pool] = (room.sent_states.get(pool, 0), items)
             room.sent_states[pool] = placed[pool][0] + int(items.size)
         room.complete = bool(room.coverage.complete)
-        chunk = PendingChunk(start, local, placed, layers, ready, room.complete)
+        chunk = PendingChunk(start, local, placed, layers, ready, room.complete, room.handed)
+        room.note((now, HANDED, room.handed, int(local.size)))
+        room.handed += 1
         if room.phase is Phase.OPEN:
             room.waiting.append(chunk)
         else:
@@ -144,7 +160,7 @@ class PrefillMachine(Reception):
                 SubmitChunk(
                     TransferKVChunk(
                         room, link, link.peer.key, chunk.start, chunk.local, remote, chunk.layers, states, aux,
-                        chunk.ready, digest,
+                        chunk.ready, digest, number=chunk.number,
                     )
                 )
             )  # fmt: skip
@@ -183,6 +199,7 @@ class PrefillMachine(Reception):
         chunk.claimed = True
         link.outstanding += 1
         room.last_move = now
+        room.note((now, POSTED, chunk.number, link.peer.name))
         if room.phase is Phase.READY:
             self._apply(room, Event.STARTED, now)
             self._set_deadline(room, now + self.settings.transferring_timeout_s)
@@ -193,6 +210,9 @@ class PrefillMachine(Reception):
         """Every byte of the chunk is visible at the other side; it is quiescent."""
         room, link = chunk.room, chunk.link
         chunk.settled = True
+        room.note(
+            (now, LANDED, chunk.number, link.peer.name, result.nbytes, result.started, result.stopped, result.latency_source)
+        )  # fmt: skip
         room.unfinished -= 1
         if not room.ended:
             room.clock.add(result.started, result.stopped)
@@ -212,6 +232,7 @@ class PrefillMachine(Reception):
     def chunk_failed(self, chunk: TransferKVChunk, message: str, now: float, *, quiescent: bool) -> list[Effect]:
         """The chunk failed. Unless quiescent it stays outstanding until ``chunk_quiescent``."""
         chunk.settled = True
+        chunk.room.note((now, CHUNK_FAILED, chunk.number, chunk.link.peer.name, quiescent))
         self._fail(
             chunk.room, FailureCode.TRANSPORT_ERROR, message, Side.FABRIC, now=now, stage=FailureStage.TRANSFER,
             retryable=True, peer=chunk.link.peer,
@@ -222,6 +243,7 @@ class PrefillMachine(Reception):
 
     def chunk_quiescent(self, chunk: TransferKVChunk, now: float) -> list[Effect]:
         """No byte of a failed or abandoned chunk can move any more."""
+        chunk.room.note((now, CHUNK_QUIET, chunk.number, chunk.link.peer.name))
         self._one_quiescent(chunk.link, now)
         return self._settle(now)
 
@@ -250,7 +272,7 @@ class PrefillMachine(Reception):
                 self._say_failed(link.peer, room.number, link.life, _taken(room, self.me.label))
         for link in room.links.values():
             room.decode_prefix_len = max(room.decode_prefix_len, link.prefix_len)
-            self._push(link.peer, msg.Bound(room.number, link.life, room.life))
+            self._push(link.peer, msg.Bound(room.number, link.life, room.life, room.traceparent))
         self._set_deadline(room, now + self.settings.waiting_timeout_s)
         if self._check_counts(room, now):
             waiting, room.waiting = room.waiting, []
@@ -333,15 +355,18 @@ class PrefillMachine(Reception):
 
     def _on_announce(self, peer: Peer, message: msg.Announce, now: float) -> None:
         expires = now + self.settings.lease_s
-        self._on_early(Early(message.room, peer, message.life, None, expires, message.destinations), now)
+        trace = self._read_traceparent(message.traceparent)
+        self._on_early(Early(message.room, peer, message.life, None, expires, message.destinations, trace), now)
 
     def _on_metadata(self, peer: Peer, message: msg.Metadata, now: float) -> None:
         expires = now + self.settings.waiting_timeout_s
-        early = Early(message.room, peer, message.life, message, expires, message.destinations)
+        known = self._inbox.get(peer, message.life)
+        trace = None if known is None else known.traceparent
+        early = Early(message.room, peer, message.life, message, expires, message.destinations, trace)
         link = peer.rooms.get(message.life)
         if link is not None and not link.room.ended and link.pages is None:
             self._adopt(link.room, early, now)
-        elif link is None and self._inbox.get(peer, message.life) is not None:
+        elif link is None and known is not None:
             self._on_early(early, now)
         else:
             # Each life is announced first. One that is not known any more was told that it failed, and its pages may
@@ -382,12 +407,16 @@ class PrefillMachine(Reception):
         if link is None:
             link = room.links[key] = RoomLink(room, early.peer, early.life)
             early.peer.rooms[early.life] = link
+            room.note((now, ANNOUNCED, early.peer.name, early.life))
+            room.peer_traceparent = room.peer_traceparent or early.traceparent
         room.required = max(room.required, early.destinations)
         link.keep_until = now + self.settings.lease_s if early.metadata is None else early.expires
         self._await_destinations(room)
         if early.metadata is None:
             return
         problem = self._read_metadata(link, early.metadata)
+        count = 0 if link.pages is None else int(link.pages.size)
+        room.note((now, METADATA, early.peer.name, early.life, count, early.metadata.decode_prefix_len))
         if problem:
             self._invalid(room, f"decode named pages that can't be: {problem}", now, Side.DECODE)
             return
@@ -448,6 +477,7 @@ class PrefillMachine(Reception):
             self.counters["stale_messages"] += 1
             return
         link.told = True
+        link.room.note((now, VERDICT, peer.name, message.life, message.failure is None))
         if message.failure is not None:
             self._fail_with(link.room, message.failure.failure(), now)
             return

@@ -12,6 +12,7 @@ from kv_core.contract.enums import KVPoll, Role
 from kv_core.contract.failures import Failure
 from kv_core.contract.interfaces import Ready
 from kv_core.contract.records import KVTransferMetric
+from kv_core.protocol.history import NOTE_NOTHING, History, Note
 from kv_core.protocol.lifecycle import POLL, TERMINAL, Phase
 from kv_core.protocol.wireclock import WireClock
 
@@ -76,7 +77,9 @@ class RoomLink:
 
 
 class PendingChunk(NamedTuple):
-    """One ``send()``: position of its first page, KV items, state items with their positions, and when to read."""
+    """One ``send()``: position of its first page, KV items, state items with their positions, and when to read.
+    ``number``: which of the room's it is, from 0.
+    """
 
     start: int
     local: U64
@@ -84,14 +87,20 @@ class PendingChunk(NamedTuple):
     layers: range | None
     ready: Ready | None
     last: bool
+    number: int
 
 
 class Room:
     """One opening of one room number on this side. ``poll``, ``failure``, ``metric`` and ``release_safe`` may be read
     from any thread without the lock: each is one attribute, written once or monotonic.
+
+    ``note`` takes a moment of the room's history; without one it takes it and forgets it.
     """
 
-    def __init__(self, role: Role, number: int, life: int, addr: str, now: float) -> None:
+    def __init__(
+        self, role: Role, number: int, life: int, addr: str, now: float, *, history: History | None = None,
+        traceparent: str | None = None,
+    ) -> None:  # fmt: skip
         self.role = role
         self.number = number
         self.life = life
@@ -111,11 +120,16 @@ class Room:
         self.last_move = now
         self.cleared = False
         self.listed = False  # stands in the table under its number
+        self.history = history
+        self.note: Note = NOTE_NOTHING if history is None else history.add
+        self.traceparent = traceparent
+        self.peer_traceparent: str | None = None  # what the other side's engine has named
         # prefill
         self.expected: int | None = None
         self.aux_index: int | None = None
         self.coverage: Any = None
         self.complete = False
+        self.handed = 0  # send() calls that were taken
         self.waiting: list[PendingChunk] = []
         self.unfinished = 0  # chunks handed over that have not landed
         self.sent_states: dict[str, int] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -12,8 +13,10 @@ from kv_core.contract.enums import Role
 from kv_core.contract.failures import InvalidConfig, KVCoreError, ManagerClosed
 from kv_core.contract.interfaces import BaseKVManager, BaseKVReceiver, BaseKVSender
 from kv_core.contract.memory import KVArgs
+from kv_core.contract.moments import timeline
 from kv_core.contract.observers import Observers
 from kv_core.contract.records import BackendRecord
+from kv_core.contract.traceparent import clean_traceparent
 from kv_core.protocol.decode import DecodeMachine
 from kv_core.protocol.nodes import ProbeResult
 from kv_core.protocol.prefill import PrefillMachine
@@ -83,7 +86,9 @@ class CommonKVManager(BaseKVManager):
 
     # -- rooms -----------------------------------------------------------------------------------------------------
 
-    def create_sender(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVSender:
+    def create_sender(
+        self, bootstrap_addr: str, bootstrap_room: int, *, traceparent: str | None = None
+    ) -> BaseKVSender:
         """See ``BaseKVManager.create_sender``. Raises ``ManagerClosed``; for a decode manager ``KVCoreError``."""
         machine = self._machine
         if not isinstance(machine, PrefillMachine):
@@ -91,12 +96,14 @@ class CommonKVManager(BaseKVManager):
         addr, problem = self._address(bootstrap_addr)
         if addr is None:
             return NullSender(bootstrap_room, self._parts.rules.coverage)
-        room = self._open(machine, bootstrap_room, addr, problem)
+        room = self._open(machine, bootstrap_room, addr, problem, traceparent)
         if self._registered is None and not problem:
             self._register(addr)
         return self.sender_class(self._runner, room, self._checks)
 
-    def create_receiver(self, bootstrap_addr: str, bootstrap_room: int) -> BaseKVReceiver:
+    def create_receiver(
+        self, bootstrap_addr: str, bootstrap_room: int, *, traceparent: str | None = None
+    ) -> BaseKVReceiver:
         """See ``BaseKVManager.create_receiver``. Raises ``ManagerClosed``; for a prefill manager ``KVCoreError``."""
         machine = self._machine
         if not isinstance(machine, DecodeMachine):
@@ -104,7 +111,7 @@ class CommonKVManager(BaseKVManager):
         addr, problem = self._address(bootstrap_addr)
         if addr is None:
             return NullReceiver(bootstrap_room)
-        room = self._open(machine, bootstrap_room, addr, problem)
+        room = self._open(machine, bootstrap_room, addr, problem, traceparent)
         return self.receiver_class(self._runner, room, self._checks)
 
     def _address(self, text: str) -> tuple[str | None, str]:
@@ -117,11 +124,26 @@ class CommonKVManager(BaseKVManager):
             return "", str(error)
         return (None if host == FAKE_BOOTSTRAP_HOST else format_address(host, port)), ""
 
-    def _open(self, machine: PrefillMachine | DecodeMachine, number: int, addr: str, problem: str) -> Room:
-        room = self._runner.ask(machine.open, number, addr)
+    def _open(
+        self, machine: PrefillMachine | DecodeMachine, number: int, addr: str, problem: str, traceparent: str | None
+    ) -> Room:
+        opening = machine.open
+        if traceparent is not None:
+            opening = partial(machine.open, traceparent=self._own_traceparent(traceparent))
+        room = self._runner.ask(opening, number, addr)
         if problem:
             self._runner.call(machine.invalid, room, problem)
         return room
+
+    def _own_traceparent(self, told: str) -> str | None:
+        """What the engine named; a wrong one is none: it is counted, and the first is logged."""
+        cleaned = clean_traceparent(told)
+        if cleaned is None and self._runner.read(self._machine.count_bad_traceparent) == 1:
+            text = (
+                "traceparent %.80r is not one of W3C Trace Context: the room goes on without; others are only counted"
+            )
+            self._logger.warning(text, told)
+        return cleaned
 
     def _register(self, addr: str) -> None:
         self._registered = addr
@@ -164,6 +186,23 @@ class CommonKVManager(BaseKVManager):
             "control": parts.control.snapshot(),
             "fabrics": parts.transfers.fabrics(),
         }
+
+    def flight_record(self, room: int | None = None, *, limit: int = 1_000) -> list[dict[str, Any]]:
+        """What has happened to each live room, then to the rooms that ended last; ``room``: to those of this number.
+
+        JSON-ready: ``room``, ``life``, ``phase``, ``released`` and ``history``, moments with ``ms`` since the first of them
+        (``contract.moments`` names them), and ``age_s`` of that. At most ``limit`` of the live rooms, and ``limit`` each of
+        those that failed and that succeeded, of which 128 are kept. Any thread; empty if ``flight_recorder`` is 0.
+        """
+        machine, now = self._machine, monotonic()
+        entries = self._runner.read(lambda: machine.flight.entries(machine.live.values(), room, limit))
+        return [
+            {
+                "room": entry.number, "life": entry.life, "phase": entry.phase, "released": entry.released,
+                "age_s": round(now - entry.moments[0][0], 6), "history": timeline(entry.moments, entry.moments[0][0]),
+            }
+            for entry in entries
+        ]  # fmt: skip
 
     def health(self) -> dict[str, Any]:
         """See ``BaseKVManager.health``."""

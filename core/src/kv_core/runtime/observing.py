@@ -1,50 +1,78 @@
-"""The dispatcher thread: tells observers, so that a slow one holds up neither the engine nor the control plane."""
+"""The dispatcher thread: tells observers and logs failed rooms, so that a slow observer, or a slow log, holds up neither the
+engine nor the control plane.
+"""
 
 from __future__ import annotations
 
 import threading
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import monotonic
 
 from kv_core.contract.observers import Observers
 from kv_core.contract.records import PeerEvent, RoomEvent
+from kv_core.runtime.flight_log import FlightLog
 
 MAX_WAITING = 100_000
 """Events that may wait for slow observers; further ones are dropped and counted."""
 
 
-class ObserverThread:
-    """Tells the observers in order. Without observers it starts no thread and keeps no event."""
+LOG_AFTER_S = 1.0
+"""How long failures that were not logged wait for the next one that is."""
 
-    def __init__(self, observers: Observers, name: str) -> None:
+
+class ObserverThread:
+    """Tells the observers in order, and ``log`` of failed rooms. With neither it starts no thread and keeps no event; without
+    observers no event of a room that does well ever gets here.
+    """
+
+    def __init__(self, observers: Observers, name: str, log: FlightLog | None = None) -> None:
         self._observers = observers
+        self._log = log
         self._queue: SimpleQueue[RoomEvent | PeerEvent | None] = SimpleQueue()
         self._wanted = bool(observers.room), bool(observers.peer)
-        self._thread = threading.Thread(target=self._run, name=name) if any(self._wanted) else None
+        needed = any(self._wanted) or log is not None
+        self._thread = threading.Thread(target=self._run, name=name) if needed else None
         self._progress_s = monotonic()
         self.dropped = 0
 
     def start(self) -> None:
-        """Start the thread, if anybody observes."""
+        """Start the thread, if there is anybody to tell."""
         if self._thread is not None:
             self._thread.start()
 
     def put(self, event: RoomEvent | PeerEvent) -> None:
         """Queue an event. Any thread, never blocks."""
-        if not self._wanted[isinstance(event, PeerEvent)]:
+        if not self._wanted[isinstance(event, PeerEvent)] and not self._failed(event):
             return
         if self._queue.qsize() >= MAX_WAITING:
             self.dropped += 1
         else:
             self._queue.put(event)
 
+    def _failed(self, event: RoomEvent | PeerEvent) -> bool:
+        """Whether there is something to be logged."""
+        return self._log is not None and isinstance(event, RoomEvent) and event.failure is not None
+
     def _run(self) -> None:
-        while (event := self._queue.get()) is not None:
+        while (event := self._next()) is not None:
             self._progress_s = monotonic()
             if isinstance(event, PeerEvent):
                 self._observers.tell_peer(event)
-            else:
-                self._observers.tell_room(event)
+                continue
+            self._observers.tell_room(event)
+            if self._log is not None and event.failure is not None:
+                self._log.take(event)
+        if self._log is not None:
+            self._log.flush()
+
+    def _next(self) -> RoomEvent | PeerEvent | None:
+        log = self._log
+        while log is not None and log.pending:
+            try:
+                return self._queue.get(timeout=LOG_AFTER_S)
+            except Empty:
+                log.flush()
+        return self._queue.get()
 
     def close(self, deadline_s: float) -> bool:
         """Tell what is queued, then end; True if the thread has ended. Idempotent."""

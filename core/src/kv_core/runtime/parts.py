@@ -30,6 +30,7 @@ from kv_core.runtime.bootstrap.service import HttpService
 from kv_core.runtime.control import ControlChannel
 from kv_core.runtime.control_loop import ControlLoop
 from kv_core.runtime.fabric_rule import FabricRule
+from kv_core.runtime.flight_log import FlightLog
 from kv_core.runtime.mapped import check_mapped
 from kv_core.runtime.observing import ObserverThread
 from kv_core.runtime.process_proof import describe_process
@@ -146,7 +147,7 @@ def _connect(
     channel: ControlChannel, machine: PrefillMachine | DecodeMachine, rules: Rules, logger: logging.Logger,
 ) -> Parts:  # fmt: skip
     name = f"kv-{machine.me.role.value}-{machine.me.instance_id[:6]}"
-    told = ObserverThread(observers, f"{name}-observers")
+    told = ObserverThread(observers, f"{name}-observers", FlightLog() if config.flight_recorder else None)
     runner = Runner(machine, channel.wake, told.put)
     transfers = TransferEngine(
         transport, rules.layout, args.topology, config, MachineSink(runner, machine), monotonic, logger,

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from kv_core.cli.demo import metrics
+from kv_core.cli.demo import metrics, tracing
 from kv_core.cli.demo.book import Totals
 from kv_core.cli.demo.choose import choose_backend
 from kv_core.cli.demo.processes import RankDied
@@ -47,7 +47,9 @@ def run(settings: DemoSettings, *, as_json: bool) -> int:
         backend = choose_backend(settings.backend)
         if settings.metrics_port is not None:
             metrics.load()  # what is missing is said before any process is started
-    except (BackendError, ModuleNotFoundError) as error:
+        if settings.trace is not None:
+            tracing.prepare(settings.trace)
+    except (BackendError, ModuleNotFoundError, ValueError) as error:
         return _complain(errors, str(error), EXIT_USAGE, as_json=as_json)
     seed = secrets.randbits(32) if settings.seed is None else settings.seed
     try:
@@ -101,7 +103,8 @@ def _serve(settings: DemoSettings, backend: Backend, seed: int, screen: Console)
             Router(settings, backend.info.name, seed, server, show, show_metrics) as router,
         ):
             outcome = router.run()
-    return Report(settings, backend.info, seed, outcome)
+    trace = "" if settings.trace is None else tracing.finish(settings.trace)
+    return Report(settings, backend.info, seed, outcome, trace)
 
 
 @contextmanager

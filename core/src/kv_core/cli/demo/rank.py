@@ -23,6 +23,7 @@ from kv_core.cli.demo.lines import FromRank, LineReader, OpenRoom, PeerDied, Rea
 from kv_core.cli.demo.metrics import RankMetrics
 from kv_core.cli.demo.pages import Content, Memory, Shape
 from kv_core.cli.demo.settings import AUX_BYTES, RankSettings
+from kv_core.cli.demo.tracing import RankTrace
 from kv_core.contract.enums import Role
 from kv_core.contract.failures import KVCoreError
 from kv_core.contract.interfaces import BaseKVManager
@@ -129,9 +130,12 @@ def run(pipes: Pipes) -> int:
     shape = Shape(settings.layers, settings.page_bytes, settings.num_pages, settings.num_rows, AUX_BYTES)
     memory = Memory(shape)
     metrics = RankMetrics(backend.info, settings.role, settings.metrics_port)
+    trace = RankTrace(settings.role, settings.trace)
+    observers = [*metrics.observers, *trace.observers]
     with (
         metrics,
-        backend.create_manager(settings.role, memory.args(), settings.config(), observers=metrics.observers) as manager,
+        trace,
+        backend.create_manager(settings.role, memory.args(), settings.config(), observers=observers) as manager,
         metrics.watching(manager),
     ):
         engine = build_engine(pipes, settings, manager, memory)

@@ -21,12 +21,15 @@ MILLI = 1e3
 
 @dataclass(frozen=True)
 class Report:
-    """One run's result. ``failures`` counts rooms that failed, also those whose request succeeded at another try."""
+    """One run's result. ``failures`` counts rooms that failed, also those whose request succeeded at another try.
+    ``trace``: the file of the trace, or empty.
+    """
 
     settings: DemoSettings
     backend: BackendInfo
     seed: int
     outcome: Outcome
+    trace: str = ""
 
     @property
     def exit_status(self) -> int:
@@ -68,6 +71,7 @@ class Report:
             "seconds": outcome.seconds,
             "transport": self.transport,
             "seed": self.seed,
+            "trace": self.trace or None,
             "settings": self.settings.as_dict(),
             "restarts": outcome.restarts,
             "kill": None if outcome.kill is None else {**outcome.kill.as_dict(), **self._quarantine()},
@@ -111,6 +115,8 @@ class Report:
             table.add_row("", f"[red]{count}[/] x {reason}")
         if values["kill"]:
             self._add_kill(table, values["kill"])
+        if self.trace:
+            table.add_row("trace", f"{escape(self.trace)} (open it at https://ui.perfetto.dev)")
         table.add_row("seed", str(self.seed))
         console.print(table)
         for reason, message in totals.examples.items():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from kv_core.cli.demo.tracing import moments
 from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import DigestMode, Role
 
@@ -25,7 +27,8 @@ class DemoSettings:
 
     ``page_bytes``: one page in one layer, half of it keys and half values, each in a buffer of their own.
     ``options``: the backend's settings, by the role that they are for ("" for both). ``metrics_port``: prefill serves
-    /metrics there and decode at the next one; 0: each at a free one; None: nobody does.
+    /metrics there and decode at the next one; 0: each at a free one; None: nobody does. ``trace``: the folder for what both
+    ranks record of their rooms.
     """
 
     backend: str | None = None
@@ -40,6 +43,7 @@ class DemoSettings:
     digest: DigestMode = DigestMode.OFF
     timeout: float = 30.0
     metrics_port: int | None = None
+    trace: Path | None = None
     options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -74,6 +78,7 @@ class DemoSettings:
         values = asdict(self)
         values["kill"] = self.kill.value if self.kill else None
         values["digest"] = self.digest.value
+        values["trace"] = str(self.trace) if self.trace else None
         return values
 
 
@@ -95,9 +100,11 @@ class RankSettings(msgspec.Struct, frozen=True):
     digest: DigestMode
     options: dict[str, Any]
     metrics_port: int | None = None
+    trace: str | None = None
 
     def config(self) -> TransferConfig:
         """The settings of the rank's manager."""
+        default = TransferConfig.flight_recorder
         return TransferConfig(
             bootstrap_addr=self.bootstrap_addr if self.role is Role.PREFILL else None,
             control_port=self.control_port,
@@ -105,6 +112,7 @@ class RankSettings(msgspec.Struct, frozen=True):
             waiting_timeout_s=self.timeout,
             transferring_timeout_s=self.timeout,
             digest=self.digest,
+            flight_recorder=default if self.trace is None else max(default, moments(self.chunks)),
             options=self.options,
         )
 
@@ -119,4 +127,5 @@ def rank_settings(
         pages=settings.pages, num_pages=settings.num_pages, num_rows=settings.num_rows, chunks=settings.chunks,
         bootstrap_addr=bootstrap_addr, control_port=control_port, timeout=settings.timeout, digest=settings.digest,
         options=settings.options_for(role), metrics_port=metrics_port,
+        trace=str(settings.trace) if settings.trace else None,
     )  # fmt: skip
