@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 from importlib.metadata import version
+from io import FileIO
 from pathlib import Path
 from time import monotonic, time_ns
 from typing import TYPE_CHECKING
@@ -57,9 +58,9 @@ class FlightRecorder:
         self._lock = threading.Lock()
         self._clock_at = 0.0
         self._size = 0
+        self._ended = False
         try:
-            self._file = self.path.open("wb", buffering=0)
-            self._begin()
+            self._file = self._opened()
         except OSError as error:
             text = f"the flight recorder can't write {self.path} ({error}): choose a file in a folder that is there"
             raise InvalidConfig(text) from error
@@ -70,17 +71,20 @@ class FlightRecorder:
             return
         line = _ENCODER.encode(event) + b"\n"
         with self._lock:
-            if self._file.closed:
+            if self._ended:
                 return
+            if self._file.closed:  # it could not be begun anew before
+                self._file = self._opened()
             if self._size + len(line) > self._max_bytes:
                 self._turn()
             elif event.time_s - self._clock_at > CLOCK_EVERY_S:
-                self._begin()
-            self._write(line)
+                self._begin(self._file)
+            self._write(self._file, line)
 
     def close(self) -> None:
         """Close the file. Idempotent; close the managers first."""
         with self._lock:
+            self._ended = True
             self._file.close()
 
     def __enter__(self) -> Self:
@@ -92,20 +96,29 @@ class FlightRecorder:
     def _turn(self) -> None:
         self._file.close()
         self.path.replace(self.path.with_name(self.path.name + ".1"))
-        self._file = self.path.open("wb", buffering=0)
-        self._size = 0
-        self._begin()
+        self._file = self._opened()
 
-    def _begin(self) -> None:
+    def _opened(self) -> FileIO:
+        """The file, begun anew."""
+        file = FileIO(self.path, "wb")
+        try:
+            self._size = 0
+            self._begin(file)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _begin(self, file: FileIO) -> None:
         header = read_clock()
         self._clock_at = header.monotonic_s
-        self._write(_ENCODER.encode(header) + b"\n")
+        self._write(file, _ENCODER.encode(header) + b"\n")
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, file: FileIO, line: bytes) -> None:
         self._size += len(line)
         rest = memoryview(line)
         while rest:
-            rest = rest[self._file.write(rest) or 0 :]
+            rest = rest[file.write(rest) or 0 :]
 
 
 def read_clock() -> Header:
