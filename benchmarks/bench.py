@@ -1,6 +1,6 @@
 """Measure kv-core over a backend: goodput, the engine thread's time, the control plane, latency, frozen peers.
 
-    python -m benchmarks.bench [--quick] [--json] [--only goodput,sync,frozen,calls,control,latency] [--rounds 5]
+    python -m benchmarks.bench [--quick] [--json] [--only goodput,sync,frozen,calls,control,latency,observation] [--rounds 5]
                                [--backend fake|nixl|mooncake] [--fabric cma|tcp] [--env NAME=VALUE] [--option NAME=VALUE]
 
 Starts a prefill and a decode process on this machine; everything printed comes from this one run. How to read it stands
@@ -17,11 +17,11 @@ import sys
 from importlib import metadata
 from typing import Any
 
-from benchmarks.harness import frozen, goodput, latency, rooms, sync, tables
+from benchmarks.harness import frozen, goodput, latency, observation, rooms, sync, tables
 from benchmarks.harness.figures import machine
 from benchmarks.harness.ranks import Pair
 
-SECTIONS = ("goodput", "sync", "frozen", "calls", "control", "latency")
+SECTIONS = ("goodput", "sync", "frozen", "calls", "control", "latency", "observation")
 FABRICS: dict[str, dict[str, dict[str, str]]] = {
     "nixl": {"cma": {}, "tcp": {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo"}},
     "mooncake": {"tcp": {"MC_FORCE_TCP": "1"}},
@@ -67,6 +67,8 @@ def run(section: str, options: argparse.Namespace) -> Any:
             result = rooms.calls(pair, backend, quick=quick, options=settings, tell=tell)
         elif section == "control":
             result = rooms.control(pair, quick=quick, rounds=rounds, options=settings, tell=tell)
+        elif section == "observation":
+            result = observation.run(pair, quick=quick, rounds=rounds, options=settings, tell=tell)
         else:
             result = latency.run(pair, backend, quick=quick, options=settings, tell=tell)
         pair.command("quit")

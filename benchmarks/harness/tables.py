@@ -47,6 +47,7 @@ def report(result: dict[str, Any]) -> Iterator[str]:
         yield f"{result['engine'] or 'No engine'}; {', '.join(settings) or 'no settings'}."
     parts: dict[str, Callable[[Any], Iterator[str]]] = {
         "goodput": goodput, "sync": sync, "frozen": frozen, "calls": calls, "control": control, "latency": latency,
+        "observation": observation,
     }  # fmt: skip
     for name, lines in parts.items():
         if name in result:
@@ -180,6 +181,35 @@ def latency(result: dict[str, Any]) -> Iterator[str]:
     yield from table(("engine threads", "switch interval", "p50", "p90", "p99", "CPUs of others"), rows)
     yield ""
     yield f"The same bytes through the {NAMES[result['yardstick']]} alone: {result['yardstick_ms']} ms (mean)."
+
+
+OBSERVED = {
+    "off": "everything off", "history": "flight recorder (the default)", "prometheus": "Prometheus",
+    "recording": "flight recorder, and its recording", "spans": "flight recorder, and OpenTelemetry spans",
+}  # fmt: skip
+
+
+def observation(result: list[dict[str, Any]]) -> Iterator[str]:
+    """What observing costs."""
+    yield f"### Observation: rooms of one page of 64 bytes, {result[0]['in_flight']} in flight, {result[0]['rooms']} each round"
+    yield ""
+    rows = [
+        (
+            OBSERVED[row["mode"]],
+            *(
+                text for role in ("prefill", "decode")
+                for text in (row["held_us"][role].text(0), row["engine_us"][role].text(1), row["ratio"][role].text())
+            ),
+            row["cpu_us"]["prefill"].text(0), row["cpu_us"]["decode"].text(0), row["others_busy"].text(1),
+        )
+        for row in result
+    ]  # fmt: skip
+    head = (
+        "on", "engine thread held, us per room, prefill", "its CPU us", "/ off",
+        "engine thread held, us per room, decode", "its CPU us", "/ off",
+        "CPU us per room, all threads, prefill", "decode", "CPUs of others",
+    )  # fmt: skip
+    yield from table(head, rows)
 
 
 def plain(value: Any) -> Any:

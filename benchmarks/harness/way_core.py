@@ -14,6 +14,7 @@ import numpy.typing as npt
 from benchmarks.harness.figures import percentiles_us
 from benchmarks.harness.held import HeldRooms
 from benchmarks.harness.memory import Memory, page_sets
+from benchmarks.harness.observing import HISTORY, Observation
 from benchmarks.harness.work import Work
 from kv_core import BootstrapServer, KVPoll, Role, TransferConfig, load_backend
 from kv_core.contract.interfaces import BaseKVHandle, BaseKVManager, BaseKVReceiver, BaseKVSender
@@ -24,7 +25,7 @@ BUSY_STEPS = 4_000
 
 
 class CoreWay:
-    """Both sides; ``source`` says which. ``options``: fields of ``TransferConfig``."""
+    """Both sides; ``source`` says which. ``options``: fields of ``TransferConfig``, and ``observe``: one of ``MODES``."""
 
     def __init__(self, memory: Memory, backend: str, *, source: bool) -> None:
         self._memory = memory
@@ -34,6 +35,7 @@ class CoreWay:
         self._addr = ""
         self._manager: BaseKVManager | None = None
         self._held: HeldRooms | None = None
+        self._observation: Observation | None = None
 
     @property
     def manager(self) -> BaseKVManager:
@@ -48,7 +50,10 @@ class CoreWay:
             self._addr = self._bootstrap.address
             options = {"bootstrap_addr": self._addr, **options}
         role = Role.PREFILL if self._source else Role.DECODE
-        self._manager = self._backend.create_manager(role, self._memory.args(), TransferConfig(**options))
+        fields = dict(options)
+        seen = self._observation = Observation(fields.pop("observe", HISTORY), self._backend.info, role)
+        config = TransferConfig(**seen.config, **fields)
+        self._manager = self._backend.create_manager(role, self._memory.args(), config, observers=seen.observers)
         return {"bootstrap": self._addr}
 
     def connect(self, told: dict[str, Any]) -> None:
@@ -56,9 +61,12 @@ class CoreWay:
         self._addr = self._addr or told["bootstrap"]
 
     def run(self, work: Work) -> dict[str, Any]:
-        """Run the closed loop. Adds ``calls`` (microseconds by call), their sum ``held_s``, and what the control channel counted."""
+        """Run the closed loop. Adds ``calls`` (microseconds by call), their sum ``held_s``, the thread's processor time ``engine_cpu_s``, and
+        what the control channel counted.
+        """
         before = self.manager.snapshot()["control"]
-        loop = (SenderLoop if self._source else ReceiverLoop)(self.manager, self._addr, self._memory, work)
+        named = {} if self._observation is None else self._observation.named
+        loop = (SenderLoop if self._source else ReceiverLoop)(self.manager, self._addr, self._memory, work, named)
         result = loop.run()
         after = self.manager.snapshot()["control"]
         return result | {key: after[key] - before[key] for key in ("frames_in", "frames_out")}
@@ -75,6 +83,8 @@ class CoreWay:
         if self._manager is not None:
             self._manager.close()
             self._manager = None
+        if self._observation is not None:
+            self._observation.close()
         if self._bootstrap is not None:
             self._bootstrap.close()
             self._bootstrap = None
@@ -97,7 +107,10 @@ class Loop:
 
     seed = 0
 
-    def __init__(self, manager: BaseKVManager, addr: str, memory: Memory, work: Work) -> None:
+    def __init__(
+        self, manager: BaseKVManager, addr: str, memory: Memory, work: Work, named: dict[str, Any] | None = None
+    ) -> None:
+        self.create: dict[str, Any] = named or {}
         self.manager = manager
         self.addr = addr
         self.work = work
@@ -114,7 +127,7 @@ class Loop:
         free = list(range(work.concurrency))
         live: list[Job] = []
         opened = 0
-        start = monotonic()
+        start, used = monotonic(), time.thread_time()
         while opened < work.rooms or live:
             while opened < work.rooms and free:
                 live.append(self.begin(work.first_room + opened, free.pop()))
@@ -128,7 +141,7 @@ class Loop:
         end = monotonic()
         return {
             "start": start, "end": end, "calls": {name: percentiles_us(taken) for name, taken in self.times.items()},
-            "held_s": sum(map(sum, self.times.values())) / 1e9,
+            "held_s": sum(map(sum, self.times.values())) / 1e9, "engine_cpu_s": time.thread_time() - used,
             "fullest": self.fullest, "stamps": self.stamps if work.stamps else {},
         }  # fmt: skip
 
@@ -162,10 +175,10 @@ class Loop:
             "outstanding_transfers": counts["transfers"]["outstanding_transfers"],
         }
 
-    def timed(self, name: str, call: Callable[..., T], *args: Any) -> T:
+    def timed(self, name: str, call: Callable[..., T], *args: Any, **more: Any) -> T:
         """Make a call and note how long it took."""
         start = perf_counter_ns()
-        result = call(*args)
+        result = call(*args, **more)
         self.times[name].append(perf_counter_ns() - start)
         return result
 
@@ -187,7 +200,7 @@ class SenderLoop(Loop):
 
     def begin(self, number: int, slot: int) -> Job:
         """See ``Loop``."""
-        sender: BaseKVSender = self.timed("create", self.manager.create_sender, self.addr, number)
+        sender: BaseKVSender = self.timed("create", self.manager.create_sender, self.addr, number, **self.create)
         job = Job(number, slot, sender)
         self.timed("init", sender.init, self.work.pages)
         if not self.work.patient:
@@ -208,7 +221,7 @@ class ReceiverLoop(Loop):
 
     def begin(self, number: int, slot: int) -> Job:
         """See ``Loop``."""
-        receiver: BaseKVReceiver = self.timed("create", self.manager.create_receiver, self.addr, number)
+        receiver: BaseKVReceiver = self.timed("create", self.manager.create_receiver, self.addr, number, **self.create)
         job = Job(number, slot, receiver)
         self.timed("init", receiver.init)
         self.timed("send_metadata", receiver.send_metadata, self.sets[slot])

@@ -170,4 +170,4 @@ def test_the_drain_is_the_time_from_the_end_to_the_proof():
 def chunks_of(room: Room) -> list[TransferKVChunk]:
     from types import SimpleNamespace
 
-    return [SimpleNamespace(room=room, link=link) for link in room.links.values()]  # type: ignore[misc]
+    return [SimpleNamespace(room=room, link=link, number=0) for link in room.links.values()]  # type: ignore[misc]

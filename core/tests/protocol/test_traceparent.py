@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -105,7 +107,7 @@ def test_several_decode_ranks_of_a_room_name_it_once():
 @pytest.mark.parametrize("message", [msg.Announce(5, 1, 2, ONE), msg.Bound(5, 1, 2, ONE)], ids=["announce", "bound"])
 def test_peers_before_this_field_understand_and_are_understood(message: msg.Message):
     codec = msg.Codec(1 << 16)
-    head = {"sender": "a", "receiver": "b", "session": 1}
+    head: dict[str, Any] = {"sender": "a", "receiver": "b", "session": 1}
     packet = msg.Data(**head, seq=1, ack=0, messages=[message])
     assert codec.decode(codec.encode(packet)) == packet
     fields = msgspec.msgpack.decode(codec.encode(packet))

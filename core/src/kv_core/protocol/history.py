@@ -26,43 +26,58 @@ KEPT_ENDED = 128
 class History:
     """One room's moments, ``size`` of them at most: the first half as they came, the rest the latest. At least 2."""
 
-    __slots__ = ("_first", "_free", "_last", "count", "told")
+    __slots__ = ("_dropped", "_first", "_free", "_last", "_told")
 
     def __init__(self, size: int) -> None:
-        self._free = size // 2
-        self._first: list[Moment] = []
-        self._last: deque[Moment] = deque(maxlen=size - size // 2)
-        self.count = 0
-        self.told = 0  # how many had come when the room's end was told
+        self._first: list[Moment] = []  # all of them, until there are more than may be kept
+        self._last: deque[Moment] | None = None
+        self._free = size  # how many the first ones may be
+        self._dropped = 0
+        self._told = 0  # how many had come when the room's end was told
 
     def add(self, moment: Moment) -> None:
         """Note a moment; none is earlier than the one before."""
-        self.count += 1
-        if self._free:
-            self._free -= 1
+        if len(self._first) < self._free:
             self._first.append(moment)
         else:
-            self._last.append(moment)
+            self._crowd(moment)
+
+    def _crowd(self, moment: Moment) -> None:
+        """Note one more than there is room for."""
+        if self._last is None:
+            half, size = self._free // 2, self._free
+            self._last = deque(self._first[half:], maxlen=size - half)
+            del self._first[half:]
+            self._free = 0
+        self._last.append(moment)
+        self._dropped += 1
+
+    @property
+    def count(self) -> int:
+        """How many there were."""
+        return len(self._first) + len(self._last or ()) + self._dropped
 
     def frozen(self, start: int = 0) -> tuple[Moment, ...]:
         """What is kept of the moments from number ``start`` on; where some were dropped stands how many, with the time of
         what comes next.
         """
-        fresh, last = self.count - start, len(self._last)
-        if fresh <= last:
-            return tuple(islice(self._last, last - fresh, None))
-        dropped = self.count - max(start, len(self._first)) - last
+        if self._last is None:
+            return tuple(self._first[start:])
+        fresh, kept = self.count - start, len(self._last)
+        if fresh <= kept:
+            return tuple(islice(self._last, kept - fresh, None))
+        dropped = self.count - max(start, len(self._first)) - kept
         gap = ((self._last[0][0], SKIPPED, dropped),) if dropped else ()
         return (*self._first[start:], *gap, *self._last)
 
     def tell(self) -> tuple[Moment, ...]:
         """All of it, for the room's end."""
-        self.told = self.count
+        self._told = self.count
         return self.frozen()
 
     def tell_rest(self) -> tuple[Moment, ...]:
         """What has come since ``tell``."""
-        return self.frozen(self.told)
+        return self.frozen(self._told)
 
 
 @dataclass(frozen=True)
