@@ -12,6 +12,7 @@ import pytest
 
 from kv_core import CommonKVManager, FlightRecorder, KVPoll, RoomEvent, RoomEventKind
 from kv_core.cli.trace_cmd_run import Window, build
+from kv_core.contract.observers import only
 from kv_core.observe.recordings import read
 from kv_core.runtime.flight_log import LOGGER
 from tests.support.pair import QUICK, Pair, assert_failed, assert_success
@@ -178,3 +179,44 @@ def check_events(prefill: list[RoomEvent], decode: list[RoomEvent]) -> None:
         assert len({event.instance for event in ends}) == 1
     opened = [event for event in prefill if event.kind is RoomEventKind.OPENED]
     assert {event.history for event in opened} == {()}
+
+
+def test_events_that_no_observer_wants_are_not_told():
+    class Ends:
+        """Wants the ends of rooms alone, and keeps whatever comes."""
+
+        def __init__(self) -> None:
+            self.kinds: list[RoomEventKind] = []
+
+        @only(RoomEventKind.CONCLUDED)
+        def kv_room_event(self, event: RoomEvent) -> None:
+            self.kinds.append(event.kind)
+
+    alone, beside, keeper = Ends(), Ends(), Keeper()
+    with Pair(config=QUICK, prefill_observers=[alone], decode_observers=[beside, keeper]) as pair:
+        pair.good_room()
+        wait_until(lambda: alone.kinds and len(keeper.events) == 3, "the ends")
+    assert alone.kinds == [RoomEventKind.CONCLUDED]
+    assert beside.kinds == [event.kind for event in keeper.events]
+
+
+def test_a_log_that_raises_ends_nothing(monkeypatch: pytest.MonkeyPatch):
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError("no space left")
+
+    handler = Broken()
+    logging.getLogger(LOGGER).addHandler(handler)
+    monkeypatch.setattr(logging.getLogger(LOGGER), "propagate", False)
+    monkeypatch.setattr(logging.getLogger(LOGGER), "level", logging.INFO)
+    try:
+        with Pair(config=QUICK) as pair:
+            for room in (1, 2):
+                sender = pair.sender(room, [1])
+                sender.abort()
+                assert_failed(sender)
+                sender.clear()
+            wait_until(lambda: pair.prefill.health()["observers"]["exceptions"] == 2, "both lines to fail")
+            assert pair.prefill.health()["observers"]["alive"]
+    finally:
+        logging.getLogger(LOGGER).removeHandler(handler)

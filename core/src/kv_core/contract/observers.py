@@ -5,15 +5,29 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
-from kv_core.contract.records import PeerEvent, RoomEvent
+from kv_core.contract.records import PeerEvent, RoomEvent, RoomEventKind
 
 RoomObserver: TypeAlias = Callable[[RoomEvent], object]
 PeerObserver: TypeAlias = Callable[[PeerEvent], object]
 
+_F = TypeVar("_F", bound=Callable[..., object])
+_KINDS = "room_kinds"
 LOG_INTERVAL_S = 60.0
 """At most one log record per observer in this many seconds of the events' own time."""
+
+
+def only(*kinds: RoomEventKind) -> Callable[[_F], _F]:
+    """Marks a ``kv_room_event`` that has no use for events of other kinds. What no observer of a manager has a use for is
+    not even queued, which spares the engine's thread waking another one; if another observer has, all are told.
+    """
+
+    def mark(function: _F) -> _F:
+        setattr(function, _KINDS, kinds)
+        return function
+
+    return mark
 
 
 @dataclass
@@ -45,6 +59,12 @@ class Observers:
     def __post_init__(self) -> None:
         self.room = tuple(self.room)
         self.peer = tuple(self.peer)
+
+    @property
+    def room_kinds(self) -> tuple[RoomEventKind, ...]:
+        """The kinds of room events that at least one observer has a use for."""
+        wanted = [getattr(observer, _KINDS, tuple(RoomEventKind)) for observer in self.room]
+        return tuple(kind for kind in RoomEventKind if any(kind in kinds for kinds in wanted))
 
     @property
     def errors(self) -> int:

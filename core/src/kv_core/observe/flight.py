@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kv_core.contract.failures import InvalidConfig
+from kv_core.contract.observers import only
 from kv_core.contract.records import RoomEvent, RoomEventKind
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class FlightRecorder:
             text = f"the flight recorder can't write {self.path} ({error}): choose a file in a folder that is there"
             raise InvalidConfig(text) from error
 
+    @only(RoomEventKind.CONCLUDED, RoomEventKind.RELEASED)
     def kv_room_event(self, event: RoomEvent) -> None:
         """See ``hookspecs.kv_room_event``."""
         if event.kind is not RoomEventKind.CONCLUDED and not _tells_something(event):

@@ -20,6 +20,7 @@ from opentelemetry.util.types import AttributeValue
 from kv_core.contract.enums import Role
 from kv_core.contract.failures import Failure
 from kv_core.contract.moments import CHUNK_FAILED, CHUNK_QUIET, FAILED, HANDED, LANDED, PHASE, POSTED, named
+from kv_core.contract.observers import only
 from kv_core.contract.records import RoomEvent, RoomEventKind
 from kv_core.observe.rows import DRAIN, chunks
 
@@ -45,6 +46,7 @@ class OpenTelemetryObserver:
         self._lock = threading.Lock()
         self._draining: OrderedDict[tuple[str, int], SpanContext] = OrderedDict()
 
+    @only(RoomEventKind.CONCLUDED, RoomEventKind.RELEASED)
     def kv_room_event(self, event: RoomEvent) -> None:
         """See ``hookspecs.kv_room_event``."""
         if event.kind is RoomEventKind.CONCLUDED:

@@ -29,10 +29,12 @@ class ObserverThread:
         self._observers = observers
         self._log = log
         self._queue: SimpleQueue[RoomEvent | PeerEvent | None] = SimpleQueue()
-        self._wanted = bool(observers.room), bool(observers.peer)
-        needed = any(self._wanted) or log is not None
+        self._kinds = observers.room_kinds  # a tuple: finding an enum's member by identity beats hashing it
+        self._peers = bool(observers.peer)
+        needed = bool(self._kinds) or self._peers or log is not None
         self._thread = threading.Thread(target=self._run, name=name) if needed else None
         self._progress_s = monotonic()
+        self._log_errors = 0
         self.dropped = 0
 
     def start(self) -> None:
@@ -42,37 +44,45 @@ class ObserverThread:
 
     def put(self, event: RoomEvent | PeerEvent) -> None:
         """Queue an event. Any thread, never blocks."""
-        if not self._wanted[isinstance(event, PeerEvent)] and not self._failed(event):
+        if isinstance(event, PeerEvent):
+            if not self._peers:
+                return
+        elif event.kind not in self._kinds and (self._log is None or event.failure is None):
             return
         if self._queue.qsize() >= MAX_WAITING:
             self.dropped += 1
         else:
             self._queue.put(event)
 
-    def _failed(self, event: RoomEvent | PeerEvent) -> bool:
-        """Whether there is something to be logged."""
-        return self._log is not None and isinstance(event, RoomEvent) and event.failure is not None
-
     def _run(self) -> None:
         while (event := self._next()) is not None:
             self._progress_s = monotonic()
             if isinstance(event, PeerEvent):
                 self._observers.tell_peer(event)
-                continue
-            self._observers.tell_room(event)
-            if self._log is not None and event.failure is not None:
-                self._log.take(event)
-        if self._log is not None:
-            self._log.flush()
+            else:
+                self._observers.tell_room(event)
+                self._write(event)
+        self._write(None)
 
     def _next(self) -> RoomEvent | PeerEvent | None:
-        log = self._log
-        while log is not None and log.pending:
+        while self._log is not None and self._log.pending:
             try:
                 return self._queue.get(timeout=LOG_AFTER_S)
             except Empty:
-                log.flush()
+                self._write(None)
         return self._queue.get()
+
+    def _write(self, event: RoomEvent | None) -> None:
+        """Log a failed room; without one, how many were not logged. An application's log handler may raise what it likes."""
+        if self._log is None:
+            return
+        try:
+            if event is None:
+                self._log.flush()
+            elif event.failure is not None:
+                self._log.take(event)
+        except Exception:  # noqa: BLE001 - to log that logging failed would fail, too
+            self._log_errors += 1
 
     def close(self, deadline_s: float) -> bool:
         """Tell what is queued, then end; True if the thread has ended. Idempotent."""
@@ -91,6 +101,6 @@ class ObserverThread:
         waiting = self._queue.qsize()
         age = monotonic() - self._progress_s if waiting else 0.0
         return {
-            "alive": self._thread.is_alive(), "last_progress_age_s": age, "exceptions": self._observers.errors,
+            "alive": self._thread.is_alive(), "last_progress_age_s": age, "exceptions": self._observers.errors + self._log_errors,
             "waiting": waiting, "dropped": self.dropped,
         }  # fmt: skip
