@@ -84,7 +84,7 @@ def test_chunks_overlap_on_rows_of_their_own(found: Recordings):
     assert {e["args"]["pages"] for e in (first, second)} == {1}
     assert {e["pid"] for e in chunks} == {1}
     rows_of = {e["tid"]: e["args"]["name"] for e in events["M"] if e["name"] == "thread_name" and e["pid"] == 1}
-    assert rows_of == {1: "rooms 1", 2: "rooms 1: chunks 1", 3: "rooms 1: chunks 2"}
+    assert rows_of == {1001: "rooms 1", 1002: "rooms 1: chunks 1", 1003: "rooms 1: chunks 2"}
 
 
 def test_a_failure_says_why_on_both_sides_and_its_drain_is_seen(found: Recordings):

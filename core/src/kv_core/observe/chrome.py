@@ -21,6 +21,8 @@ from kv_core.observe.rows import DRAIN, Span, chunks, overlapping, rows, stages
 
 NS = 1_000_000_000
 INSTANTS = {FAILED: "failed", TROUBLE: "trouble", SKIPPED: "moments skipped"}
+FIRST_ROW = 1_001
+"""A row that had the number of its side would be taken for the process's main thread, and shown first."""
 BAD = "terrible"
 """Chrome's name of a colour."""
 
@@ -59,7 +61,7 @@ class Chart:
             height[row] = max([height.get(row, 0), *(1 + place for place, _ in spans)])
         first = {}
         for row in sorted(height):
-            tid = first[row] = 1 + sum(1 + height[other] for other in range(row))
+            tid = first[row] = FIRST_ROW + sum(1 + height[other] for other in range(row))
             self._name("thread_name", pid, tid, f"rooms {row + 1}", tid)
             for place in range(height[row]):
                 below_tid = tid + 1 + place
