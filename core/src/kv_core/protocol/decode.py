@@ -68,7 +68,7 @@ class DecodeMachine(Discovery):
             self._invalid(room, "send_metadata() was called twice", now)
         else:
             room.offer = offer
-            room.note((now, NAMED, int(offer.kv.size), offer.decode_prefix_len))
+            room.note((now, NAMED, offer.kv.size, offer.decode_prefix_len))
             if room.phase is Phase.READY:
                 self._apply(room, Event.OFFERED, now)
         return self._settle(now)

@@ -165,7 +165,7 @@ class Machine:
         phase, actions = entry
         room.enter(phase)
         if phase is not Phase.FAILED:
-            room.note((now, PHASE, phase.value))
+            room.note((now, PHASE, phase.word))
         for action in actions:
             self._actions[action](room, now)
         if room.ended:

@@ -123,7 +123,7 @@ class PrefillMachine(Reception):
             room.sent_states[pool] = placed[pool][0] + int(items.size)
         room.complete = bool(room.coverage.complete)
         chunk = PendingChunk(start, local, placed, layers, ready, room.complete, room.handed)
-        room.note((now, HANDED, room.handed, int(local.size)))
+        room.note((now, HANDED, room.handed, local.size))
         room.handed += 1
         if room.phase is Phase.OPEN:
             room.waiting.append(chunk)
@@ -415,7 +415,7 @@ class PrefillMachine(Reception):
         if early.metadata is None:
             return
         problem = self._read_metadata(link, early.metadata)
-        count = 0 if link.pages is None else int(link.pages.size)
+        count = 0 if link.pages is None else link.pages.size
         room.note((now, METADATA, early.peer.name, early.life, count, early.metadata.decode_prefix_len))
         if problem:
             self._invalid(room, f"decode named pages that can't be: {problem}", now, Side.DECODE)
