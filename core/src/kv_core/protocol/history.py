@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kv_core.contract.moments import SKIPPED, Moment
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 Note = Callable[[Moment], None]
 NOTE_NOTHING: Note = deque[Moment](maxlen=0).append
 """Takes what a room without a history notes: the cheapest thing that can be called with one argument."""
-KEPT_ENDED = 128
+KEPT_ENDED = 64
 """Ended rooms of each kind (failed, succeeded) whose histories a manager keeps."""
 
 
@@ -80,8 +79,7 @@ class History:
         return self.frozen(self._told)
 
 
-@dataclass(frozen=True)
-class FlightEntry:
+class FlightEntry(NamedTuple):
     """One room as the flight record has it. ``phase``: where it is, or how it ended; ``released``: its pages are free."""
 
     number: int
@@ -96,7 +94,7 @@ class FlightRecord:
 
     def __init__(self, kept: int = KEPT_ENDED) -> None:
         self._kept = kept
-        self._ended: dict[str, deque[tuple[int, int, History]]] = {}
+        self._ended: dict[str, deque[FlightEntry]] = {}
 
     def released(self, room: Room) -> None:
         """A room has ended, and its pages are free: nothing will happen to it any more."""
@@ -105,7 +103,8 @@ class FlightRecord:
         phase = room.phase.value
         if phase not in self._ended:
             self._ended[phase] = deque(maxlen=self._kept)
-        self._ended[phase].append((room.number, room.life, room.history))
+        # Frozen here: what is kept is numbers and texts, and nothing that would keep the room.
+        self._ended[phase].append(FlightEntry(room.number, room.life, phase, True, room.history.frozen()))
 
     def entries(self, live: Iterable[Room], number: int | None, limit: int) -> list[FlightEntry]:
         """Of ``live`` rooms and then of ended ones, ``limit`` of each kind at most: the live ones that have been here for
@@ -117,7 +116,6 @@ class FlightRecord:
             for room in islice(wanted, limit)
             if room.history is not None
         ]
-        for phase, rooms in self._ended.items():
-            ended = [room for room in rooms if number in {None, room[0]}][-limit:]
-            entries += [FlightEntry(number, life, phase, True, history.frozen()) for number, life, history in ended]
+        for rooms in self._ended.values():
+            entries += [entry for entry in rooms if number in {None, entry.number}][-limit:]
         return entries

@@ -192,7 +192,7 @@ class CommonKVManager(BaseKVManager):
 
         JSON-ready: ``room``, ``life``, ``phase``, ``released`` and ``history``, moments with ``ms`` since the first of them
         (``contract.moments`` names them), and ``age_s`` of that. At most ``limit`` of the live rooms, and ``limit`` each of
-        those that failed and that succeeded, of which 128 are kept. Any thread; empty if ``flight_recorder`` is 0.
+        those that failed and that succeeded, of which 64 are kept. Any thread; empty if ``flight_recorder`` is 0.
         """
         machine, now = self._machine, monotonic()
         entries = self._runner.read(lambda: machine.flight.entries(machine.live.values(), room, limit))
