@@ -28,6 +28,7 @@ from kv_core.contract.enums import Role
 from kv_core.contract.failures import KVCoreError
 from kv_core.contract.interfaces import BaseKVManager
 from kv_core.registry import load_backend
+from kv_core.runtime.flight_log import LOGGER as FLIGHT_LOGGER
 
 IDLE_S = 0.001
 """How long an engine without work lets its processor go. An engine with a model has work for this time."""
@@ -156,6 +157,8 @@ def transport_of(manager: BaseKVManager) -> str:
 def main() -> int:
     """The exit status."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    # The report says why rooms failed; their whole histories would push a dying rank's last words out of what is kept.
+    logging.getLogger(FLIGHT_LOGGER).setLevel(logging.CRITICAL)
     try:
         return run(Pipes())
     except BrokenPipeError:
