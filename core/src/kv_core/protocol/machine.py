@@ -13,22 +13,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kv_core.contract.config import MAX_ROOM, TransferConfig
+from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import FailureCode, FailureStage, Liveness, Role, Side
 from kv_core.contract.failures import Failure
-from kv_core.contract.moments import FAILED, OPENED, PHASE, RELEASED, Moment
-from kv_core.contract.records import PeerEvent, RoomEvent, RoomEventKind
+from kv_core.contract.moments import FAILED, OPENED, PHASE, RELEASED
+from kv_core.contract.records import PeerEvent, RoomEventKind
 from kv_core.contract.traceparent import clean_traceparent
 from kv_core.contract.transport import PeerKey
 from kv_core.protocol import messages as msg
 from kv_core.protocol.effects import Disconnect, Effect, RemovePeer, SendPacket, TellPeer, TellRoom
 from kv_core.protocol.handshake import LayoutRules
 from kv_core.protocol.history import FlightRecord, History
-from kv_core.protocol.lifecycle import DECODE, POLL, PREFILL, STAGE, Action, Event, Phase
+from kv_core.protocol.lifecycle import DECODE, PREFILL, STAGE, Action, Event, Phase
 from kv_core.protocol.link import BURST_BYTES, ReliableLink
 from kv_core.protocol.liveness import PeerLiveness
+from kv_core.protocol.opening import objection
 from kv_core.protocol.peers import Peer, PeerPhase
 from kv_core.protocol.rooms import Room, RoomLink
+from kv_core.protocol.telling import room_event
 from kv_core.protocol.timers import Timers
 
 MAX_LIVES_PER_LEASE = 8_192
@@ -81,7 +83,6 @@ class Machine:
     # -- rooms -----------------------------------------------------------------------------------------------------
 
     def _open(self, number: object, addr: str, traceparent: str | None, now: float) -> Room:
-        valid = isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= MAX_ROOM
         self._lives += 1
         size = self.settings.flight_recorder
         room = Room(
@@ -89,23 +90,7 @@ class Machine:
             history=History(size) if size else None, traceparent=traceparent,
         )  # fmt: skip
         room.note((now, OPENED))
-        problem = None
-        if not valid:
-            problem = (
-                FailureCode.INVALID_REQUEST,
-                f"bootstrap_room must be an int from 0 to 2**63-1, got {str(number)[:64]!r}",
-            )
-        elif self.closed:
-            problem = (FailureCode.CLOSED, f"the {self.me.role.value} manager was closed")
-        elif room.number in self.table:
-            other = self.table[room.number]
-            state = f"has ended ({other.phase.value}) but was not cleared: call clear()" if other.ended else "is live"
-            problem = (FailureCode.DUPLICATE_ROOM, f"room {room.number} is already open here and {state}")
-        elif len(self.table) >= self.settings.max_rooms:
-            problem = (
-                FailureCode.OVERLOADED,
-                f"{len(self.table)} rooms are open, TransferConfig.max_rooms allows no more: clear ended rooms",
-            )
+        problem = objection(number, self.table, self.me.role, self.settings.max_rooms, closed=self.closed)
         if problem is not None:
             self._refuse_room(room, *problem, now)
             return room
@@ -564,21 +549,7 @@ class Machine:
     # -- telling ---------------------------------------------------------------------------------------------------
 
     def _tell(self, room: Room, kind: RoomEventKind, now: float) -> None:
-        me = self.me
-        poll = room.poll if not room.ended else POLL[room.phase]
-        concluded = kind is RoomEventKind.CONCLUDED
-        released = kind is RoomEventKind.RELEASED
-        ended_at = room.ended_at if released else None
-        history: tuple[Moment, ...] = ()
-        if room.history is not None and (concluded or released):
-            history = room.history.tell() if concluded else room.history.tell_rest()
-        event = RoomEvent(
-            kind, me.backend, me.role, room.number, room.life, poll, now,
-            room.metric if concluded else None, room.failure if concluded else None,
-            None if ended_at is None else max(0.0, now - ended_at),
-            history, me.instance_id, room.traceparent or room.peer_traceparent,
-        )  # fmt: skip
-        self._effects.append(TellRoom(event))
+        self._effects.append(TellRoom(room_event(self.me, room, kind, now)))
 
     def _tell_peer(
         self, peer: Peer, state: Liveness, reason: str, now: float, *, before: Liveness | None = None,
