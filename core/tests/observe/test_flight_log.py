@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -11,8 +13,10 @@ import pytest
 from core.tests.protocol.support import Bench
 from kv_core.contract.enums import FailureCode, FailureStage, KVPoll, Role, Side
 from kv_core.contract.failures import Failure
+from kv_core.contract.observers import Observers
 from kv_core.contract.records import RoomEvent, RoomEventKind
 from kv_core.runtime.flight_log import BURST, LOGGER, FlightLog
+from kv_core.runtime.observing import ObserverThread
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -95,3 +99,21 @@ def test_a_room_that_nobody_wants_any_more_is_no_warning(caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO, LOGGER):
         log.take(failed(1, 1.0, FailureCode.ABORTED_LOCAL))
     assert [record.levelno for record in caplog.records] == [logging.INFO]
+
+
+def test_what_was_left_out_is_said_although_nothing_comes_after_it(caplog: pytest.LogCaptureFixture):
+    thread = ObserverThread(Observers(), "observers", FlightLog(burst=2))
+    thread.start()
+    try:
+        with caplog.at_level(logging.INFO, LOGGER):
+            for number in range(5):
+                thread.put(failed(number, 100.0))
+                thread.put(replace(failed(number, 100.0), kind=RoomEventKind.OPENED, failure=None))
+            deadline = monotonic() + 60
+            while len(lines(caplog)) < 3:
+                assert monotonic() < deadline, lines(caplog)
+                sleep(0.01)
+    finally:
+        assert thread.close(60)
+    assert [line["event"] for line in lines(caplog)] == ["room_failed", "room_failed", "rooms_failed"]
+    assert lines(caplog)[-1]["suppressed"] == {"transfer/timeout": 3}
