@@ -66,7 +66,8 @@ def test_a_plan_of_equal_layouts_has_a_lane_for_each_buffer():
         assert pool.inner_count.tolist() == [1] * pool.num_lanes
         assert pool.layer.dtype == np.int64
         assert pool.layer.tolist() == [b.layer for b in pool_args.buffers]
-        arrays = [value for name, value in vars(pool).items() if name not in ("pool", "layer")]
+        assert (pool.local_ratio, pool.remote_ratio, pool.phases) == (1, 1, 1)
+        arrays = [value for name, value in vars(pool).items() if name != "layer" and isinstance(value, np.ndarray)]
         assert {array.dtype for array in arrays} == {np.dtype(np.uint64)}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from kv_core.contract.enums import MemoryKind
 from kv_core.contract.failures import InvalidConfig
+from kv_core.contract.items import ItemLayout, units_held
 
 KV_POOL = "kv"
 """Name of the pool that holds the KV pages."""
@@ -19,13 +20,18 @@ MAX_ADDRESS = 2**64
 
 @dataclass(frozen=True)
 class Buffer:
-    """One contiguous buffer of ``num_items`` items of ``item_len`` bytes; item i begins at ``address + i * item_len``."""
+    """One contiguous buffer of ``num_items`` items of ``item_len`` bytes; item i begins at ``address + i * item_len``.
+
+    ``layer`` counts from the model's first layer, whatever pipeline stage holds it; draft layers go on after the last.
+    ``item`` says what an item is made of; None: opaque, it moves whole and between equal topologies only.
+    """
 
     address: int
     item_len: int
     num_items: int
     layer: int = NO_LAYER
     part: str = ""
+    item: ItemLayout | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.address < MAX_ADDRESS:
@@ -37,6 +43,10 @@ class Buffer:
         if self.address + self.nbytes > MAX_ADDRESS:
             raise InvalidConfig(
                 f"buffer at {self.address:#x}: {self.nbytes} bytes run past the end of the address space"
+            )
+        if self.item is not None and self.item.end > self.item_len:
+            raise InvalidConfig(
+                f"buffer at {self.address:#x}: its item's blocks take {self.item.end} bytes, item_len is {self.item_len}"
             )
 
     @property
@@ -63,6 +73,11 @@ class Pool:
             raise InvalidConfig(f"pool {self.name!r} needs a name and at least one buffer")
         if len({buffer.num_items for buffer in self.buffers}) != 1:
             raise InvalidConfig(f"pool {self.name!r}: all buffers must have the same number of items")
+        tokens = {None if buffer.item is None else buffer.item.tokens for buffer in self.buffers}
+        if len(tokens) != 1:
+            raise InvalidConfig(
+                f"pool {self.name!r}: all its buffers' items must be described, for one number of tokens, or none"
+            )
 
     @property
     def num_items(self) -> int:
@@ -85,12 +100,15 @@ class Pool:
         layers: Sequence[int] | None = None,
         kind: MemoryKind = MemoryKind.HOST,
         device_id: int = 0,
+        item: ItemLayout | None = None,
     ) -> Pool:
         """A pool of equal buffers; ``layers`` gives each buffer's layer (default: buffer i is layer i)."""
         numbers = range(len(addresses)) if layers is None else layers
         if len(numbers) != len(addresses):
             raise InvalidConfig(f"pool {name!r}: {len(addresses)} addresses but {len(numbers)} layers")
-        buffers = (Buffer(a, item_len, num_items, layer) for a, layer in zip(addresses, numbers, strict=True))
+        buffers = (
+            Buffer(a, item_len, num_items, layer, item=item) for a, layer in zip(addresses, numbers, strict=True)
+        )
         return cls(name, tuple(buffers), kind, device_id)
 
 
@@ -161,6 +179,24 @@ class KVArgs:
             )
         if self.page_size < 1:
             raise InvalidConfig(f"page_size is {self.page_size}, must be at least 1 token")
+        self._check_items()
+
+    def _check_items(self) -> None:
+        """What the items' descriptions say must be this rank's share."""
+        page = self.kv.buffers[0].item
+        if page is not None and page.tokens != self.page_size:
+            raise InvalidConfig(f"page_size is {self.page_size}, but a KV page is described with {page.tokens} tokens")
+        size = self.topology.tp_size
+        items = {
+            (pool.name, buffer.item) for pool in self.pools() for buffer in pool.buffers if buffer.item is not None
+        }
+        for name, item in items:
+            for block in item.blocks:
+                if block.units != units_held(block.total, size):
+                    raise InvalidConfig(
+                        f"pool {name!r}, part {block.part!r}: {block.units} units here, but with {block.total} in the model "
+                        f"and tp_size {size} a rank holds {units_held(block.total, size)}"
+                    )
 
     def pools(self) -> Iterator[Pool]:
         """KV, then the state components, then the auxiliary pool: the canonical order, also of regions."""

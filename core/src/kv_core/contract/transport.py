@@ -53,6 +53,12 @@ class PoolPlan:
 
     With equal topologies a lane is a buffer: offsets 0, strides and length the item length, ``inner_count`` 1.
     ``layer`` is int64, regions are indices into the plan's region tuples, the rest is uint64 (bytes).
+
+    With unequal page sizes the larger page is ``local_ratio`` or ``remote_ratio`` times the smaller one (the other ratio
+    is 1). Where the larger pages' bytes allow it, items are the smaller pages on both sides: item ``page * ratio + part``.
+    Else items are pages and there are ``phases`` (= the ratio) sets of lanes, one set after the other: those of set j go
+    with the pairs whose smaller page is the j-th part of the larger one. All of this is done before a transport sees a
+    batch: its lanes and items are as the formula says.
     """
 
     pool: str
@@ -67,6 +73,9 @@ class PoolPlan:
     inner_count: U64
     local_inner_stride: U64
     remote_inner_stride: U64
+    local_ratio: int = 1
+    remote_ratio: int = 1
+    phases: int = 1
 
     @property
     def num_lanes(self) -> int:

@@ -1,7 +1,9 @@
 """Index arithmetic. Pure: layouts and indices in, byte ranges out; NumPy arrays throughout, no object per page.
 
-``memory_map`` reads both sides' memory, ``planner`` relates them once per peer, ``batch`` turns a chunk's indices into
-copies, ``digest_view`` says which bytes a digest covers, ``bounds`` checks indices, ``coverage`` says when a room ends.
+``memory_map`` reads both sides' memory. ``planner`` relates them once per peer: for unequal topologies ``entries`` lists the
+blocks, ``lanes`` works out what they have in common, by the rules in ``shares``; ``ranks`` says which ranks serve which.
+``pages`` and ``batch`` turn a chunk's indices into copies, ``digest_view`` says which bytes a digest covers, ``bounds``
+checks indices, ``coverage`` says when a room ends, ``explain`` tells what would move.
 """
 
 from kv_core.layout.batch import Batch, make_batch, pool_plan, slice_for
@@ -10,7 +12,9 @@ from kv_core.layout.coverage import Coverage
 from kv_core.layout.digest_view import Segments, mirror, segments
 from kv_core.layout.memory_map import MemoryLayout, PoolLayout
 from kv_core.layout.mismatch import Difference, LayoutMismatch, UnsupportedTopology
-from kv_core.layout.planner import RankMapping, differences, plan_transfer, source_ranks
+from kv_core.layout.pages import Pages, Pairs, page_batch, page_slices, pair_pages
+from kv_core.layout.planner import differences, plan_transfer
+from kv_core.layout.ranks import RankMapping, Stages, check_sizes, even_stages, serving, source_ranks
 
 __all__ = [
     "Batch",
@@ -18,17 +22,26 @@ __all__ = [
     "Difference",
     "LayoutMismatch",
     "MemoryLayout",
+    "Pages",
+    "Pairs",
     "PoolLayout",
     "RankMapping",
     "Segments",
+    "Stages",
     "UnsupportedTopology",
     "check_indices",
+    "check_sizes",
     "differences",
+    "even_stages",
     "make_batch",
     "mirror",
+    "page_batch",
+    "page_slices",
+    "pair_pages",
     "plan_transfer",
     "pool_plan",
     "segments",
+    "serving",
     "slice_for",
     "source_ranks",
 ]

@@ -19,13 +19,14 @@ def layout_differences(local: MemoryLayout, remote: MemoryLayout) -> tuple[Diffe
     for name in names:
         mine, theirs = local.pool(name), remote.pool(name)
         if mine is None or theirs is None:
-            found.append(Difference(f"pool {name}", _presence(mine), _presence(theirs)))
+            found.append(Difference(f"pool {name}", presence(mine), presence(theirs)))
         else:
             found += _pool_differences(mine, theirs)
     return tuple(found)
 
 
-def _presence(pool: PoolLayout | None) -> str:
+def presence(pool: PoolLayout | None) -> str:
+    """What a side has of a pool."""
     return "absent" if pool is None else f"{pool.num_buffers} buffers"
 
 
@@ -36,24 +37,25 @@ def _pool_differences(local: PoolLayout, remote: PoolLayout) -> list[Difference]
         ("part", local.parts, remote.parts),
     )
     if local.num_buffers == remote.num_buffers:
-        return [d for field, mine, theirs in columns for d in _aligned(f"{local.name}.{field}", mine, theirs)]
+        return [d for field, mine, theirs in columns for d in aligned(f"{local.name}.{field}", mine, theirs)]
     found = [Difference(f"{local.name}.buffers", str(local.num_buffers), str(remote.num_buffers))]
     for field, mine, theirs in columns:
         # Lists of unequal length have no positions in common: what can differ is which values occur at all.
         if set(mine) != set(theirs):
-            found.append(Difference(f"{local.name}.{field}", _listed(sorted(set(mine))), _listed(sorted(set(theirs)))))
+            found.append(Difference(f"{local.name}.{field}", listed(sorted(set(mine))), listed(sorted(set(theirs)))))
     return found
 
 
-def _aligned(field: str, local: Sequence[object], remote: Sequence[object]) -> list[Difference]:
+def aligned(field: str, local: Sequence[object], remote: Sequence[object]) -> list[Difference]:
+    """Where two lists of one length differ, positions with the same two values told together."""
     groups: dict[tuple[object, object], list[int]] = {}
     for position, pair in enumerate(zip(local, remote, strict=True)):
         if pair[0] != pair[1]:
             groups.setdefault(pair, []).append(position)
     if len(groups) > MAX_GROUPS:
-        return [Difference(field, _listed(local), _listed(remote))]
+        return [Difference(field, listed(local), listed(remote))]
     return [
-        Difference(f"{field}[{_listed(positions)}]", _value(mine), _value(theirs))
+        Difference(f"{field}[{listed(positions)}]", _value(mine), _value(theirs))
         for (mine, theirs), positions in groups.items()
     ]
 
@@ -62,7 +64,7 @@ def _value(value: object) -> str:
     return repr(value) if isinstance(value, str) else str(value)
 
 
-def _listed(values: Sequence[object]) -> str:
+def listed(values: Sequence[object]) -> str:
     """``0..31`` for values that count upwards, ``4096 x64`` for equal ones, joined by commas."""
     texts: list[str] = []
     first = 0

@@ -53,4 +53,7 @@ def _mirror_pool(pool: PoolPlan) -> PoolPlan:
         inner_count=pool.inner_count,
         local_inner_stride=pool.remote_inner_stride,
         remote_inner_stride=pool.local_inner_stride,
+        local_ratio=pool.remote_ratio,
+        remote_ratio=pool.local_ratio,
+        phases=pool.phases,
     )

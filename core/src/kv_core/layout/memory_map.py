@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from kv_core.contract.enums import MemoryKind
 from kv_core.contract.failures import InvalidConfig, MessageError
+from kv_core.contract.items import ItemLayout
 from kv_core.contract.memory import AUX_POOL, KV_POOL, NO_LAYER, KVArgs, Pool, Region
 from kv_core.contract.transport import U64
+from kv_core.layout.item_wire import index_items, items_from_wire, items_to_wire
 
 MAX_BUFFERS = 65_536
 """Most buffers of one side, over all its pools."""
@@ -25,6 +27,9 @@ MAX_NAME = 128
 class PoolLayout:
     """One pool of one side. ``address`` and ``item_len`` (uint64, bytes), ``layer`` (int64) and ``parts`` have one
     entry per buffer, in the pool's order. The arrays are read-only.
+
+    ``items`` are the different descriptions of the pool's items and ``item_of`` (int64, one entry per buffer) says which
+    of them a buffer has; both are empty for an opaque pool.
     """
 
     name: str
@@ -35,6 +40,13 @@ class PoolLayout:
     item_len: U64
     layer: npt.NDArray[np.int64]
     parts: tuple[str, ...]
+    items: tuple[ItemLayout, ...] = ()
+    item_of: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an item; 0 if it is no page, or opaque."""
+        return self.items[0].tokens if self.items else 0
 
     @property
     def num_buffers(self) -> int:
@@ -56,6 +68,7 @@ class PoolLayout:
             _frozen(np.array([buffer.item_len for buffer in pool.buffers], np.uint64)),
             _frozen(np.array([buffer.layer for buffer in pool.buffers], np.int64)),
             tuple(buffer.part for buffer in pool.buffers),
+            *index_items([buffer.item for buffer in pool.buffers]),
         )  # fmt: skip
 
     def to_wire(self) -> dict[str, Any]:
@@ -64,6 +77,7 @@ class PoolLayout:
             "name": self.name, "kind": self.kind.value, "device_id": self.device_id, "num_items": self.num_items,
             "address": self.address.astype("<u8").tobytes(), "item_len": self.item_len.astype("<u8").tobytes(),
             "layer": self.layer.astype("<i8").tobytes(), "parts": list(self.parts) if any(self.parts) else [],
+            **items_to_wire(self.items, self.item_of),
         }  # fmt: skip
 
     @classmethod
@@ -85,9 +99,10 @@ class PoolLayout:
                 f"got {address.size}, {item_len.size} and {layer.size}"
             )
         _check_ranges(where, num_items, address, item_len, layer)
+        items, item_of = items_from_wire(fields.get("items"), fields.get("item_of"), where, item_len)
         return cls(
             name, _kind(fields, where), _integer(fields, "device_id", where, -(2**31), 2**31 - 1), num_items,
-            _frozen(address), _frozen(item_len), _frozen(layer), parts,
+            _frozen(address), _frozen(item_len), _frozen(layer), parts, items, item_of,
         )  # fmt: skip
 
 

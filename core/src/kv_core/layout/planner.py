@@ -1,60 +1,27 @@
 """Plan once per peer: what two memory layouts have to do with each other.
 
-Equal topologies now: rank r of prefill serves rank r of decode, buffer k here goes with buffer k there. What unequal
-ones need stands in the result already: a ``PoolPlan``'s lanes may name any byte range of an item on either side, and a
-``RankMapping`` any number of ranks.
+Layouts whose KV items are described (``Buffer.item``) may belong to unequal topologies, with unequal page sizes and other
+orders of the bytes in a page; ``lanes`` then works out the lanes. Opaque ones need equal topologies: rank r of prefill
+serves rank r of decode, buffer k here goes with buffer k there. Which ranks serve which: ``ranks``.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 
 from kv_core.contract.memory import AUX_POOL, KV_POOL, Topology
 from kv_core.contract.transport import PoolPlan, TransferPlan
 from kv_core.layout.compare import layout_differences
+from kv_core.layout.compare_items import Sides, described, item_findings
+from kv_core.layout.digest_view import mirror
+from kv_core.layout.lanes import Common, common, pool_lanes
 from kv_core.layout.memory_map import MemoryLayout, PoolLayout
 from kv_core.layout.mismatch import Difference, LayoutMismatch, UnsupportedTopology
-
-Ranks: TypeAlias = tuple[int, int, int, int]
-"""(tp, pp, cp, dp) ranks, or sizes, as ``Topology.ranks`` and ``Topology.sizes`` give them."""
 
 AXES = ("tp", "pp", "cp")
 """Axes that must be equal on both sides; a data-parallel rank is a whole copy of the model, so dp may differ."""
 EQUAL_SIZES = "tensor, pipeline and context parallel sizes must be equal on both sides"
 EQUAL_RANKS = "with equal sizes a rank exchanges pages with the rank at the same place only"
-
-
-@dataclass(frozen=True)
-class RankMapping:
-    """Which prefill ranks serve one decode rank.
-
-    ``required``: those that must send for a room to succeed. ``dummies``: those that must be told of the room, so that
-    they can end it, but send nothing. ``expected_destinations``: how many decode ranks each required rank serves.
-    """
-
-    required: tuple[Ranks, ...]
-    dummies: tuple[Ranks, ...] = ()
-    expected_destinations: int = 1
-
-
-def source_ranks(local: Topology, remote_sizes: Ranks, prefill_dp_rank: int) -> RankMapping:
-    """The prefill ranks that serve the decode rank ``local``; ``remote_sizes`` are prefill's (tp, pp, cp, dp) sizes.
-
-    Raises ``UnsupportedTopology`` (a ``ValueError``) with the rule that is broken.
-    """
-    sizes = zip(AXES, local.sizes, remote_sizes, strict=False)  # dp, the last, need not be equal
-    found = [Difference(f"{axis}_size", str(mine), str(theirs)) for axis, mine, theirs in sizes if mine != theirs]
-    if found:
-        raise UnsupportedTopology(EQUAL_SIZES, found)
-    if not 0 <= prefill_dp_rank < remote_sizes[3]:
-        rule = f"prefill_dp_rank must lie in 0..{remote_sizes[3] - 1}, prefill's dp_size less one"
-        raise UnsupportedTopology(
-            rule, [Difference("prefill_dp_rank", str(prefill_dp_rank), f"dp_size {remote_sizes[3]}")]
-        )
-    return RankMapping(((local.tp_rank, local.pp_rank, local.cp_rank, prefill_dp_rank),))
 
 
 def topology_differences(local: Topology, remote: Topology) -> tuple[Difference, ...]:
@@ -68,31 +35,79 @@ def differences(
     local: MemoryLayout, remote: MemoryLayout, *, local_topology: Topology, remote_topology: Topology
 ) -> tuple[Difference, ...]:
     """Everything that stands in the way of ``plan_transfer``; empty if nothing does."""
-    return topology_differences(local_topology, remote_topology) + layout_differences(local, remote)
+    return tuple(d for _, d in _findings(local, remote, Sides(local_topology, remote_topology)))
+
+
+def _findings(local: MemoryLayout, remote: MemoryLayout, places: Sides) -> list[tuple[str | None, Difference]]:
+    """Each with the rule of topology that it breaks, or None."""
+    if described(local) and described(remote):
+        return list(item_findings(local, remote, places))
+    found = topology_differences(*places)
+    rule = EQUAL_SIZES if any(difference.field.endswith("_size") for difference in found) else EQUAL_RANKS
+    return [(rule, d) for d in found] + [(None, d) for d in layout_differences(local, remote)]
 
 
 def plan_transfer(
-    local: MemoryLayout, remote: MemoryLayout, *, local_topology: Topology, remote_topology: Topology
+    local: MemoryLayout,
+    remote: MemoryLayout,
+    *,
+    local_topology: Topology,
+    remote_topology: Topology,
+    local_sends: bool = True,
 ) -> TransferPlan:
-    """The plan between two ranks, for both directions: the two sides' plans are each other's ``mirror``.
+    """The plan between two ranks: the side that sends and the other one make each other's ``mirror``.
 
-    Pools come as KV, states by name, auxiliary rows. Numbers of items, kinds of memory and devices may differ.
-    Raises ``LayoutMismatch`` with every difference; ``UnsupportedTopology``, one of its kind, if only places differ.
+    ``local_sends``: whether the local side holds what is moved (prefill's). It matters where several ranks hold the same
+    bytes, of which one sends them. Pools come as KV, states by name, auxiliary rows; one of which this rank sends nothing
+    to that rank is left out. Numbers of items, kinds of memory and devices may differ. Raises ``LayoutMismatch`` with
+    every difference; ``UnsupportedTopology``, one of its kind, if nothing but topologies stands in the way.
     """
-    places = topology_differences(local_topology, remote_topology)
-    layouts = layout_differences(local, remote)
-    if places and not layouts:
-        sizes = any(difference.field.endswith("_size") for difference in places)
-        raise UnsupportedTopology(EQUAL_SIZES if sizes else EQUAL_RANKS, places)
-    if places or layouts:
-        raise LayoutMismatch(places + layouts)
-    names = sorted((pool.name for pool in local.pools), key=lambda name: (name != KV_POOL, name == AUX_POOL, name))
+    findings = _findings(local, remote, Sides(local_topology, remote_topology))
+    if findings:
+        found = [difference for _, difference in findings]
+        rules = list(dict.fromkeys(rule for rule, _ in findings if rule is not None))
+        if all(rule is not None for rule, _ in findings):
+            raise UnsupportedTopology("; ".join(rules), found)
+        raise LayoutMismatch(found)
+    if described(local) and described(remote):
+        if not local_sends:
+            return mirror(_plan_items(remote, local, remote_topology, local_topology))
+        return _plan_items(local, remote, local_topology, remote_topology)
+    names = pool_order(local)
     pools = tuple(
         _plan_pool(pool, local.first_region(name), remote.first_region(name))
         for name in names
         if (pool := local.pool(name)) is not None
     )
     return TransferPlan(pools, local.regions(), remote.regions())
+
+
+def pool_order(layout: MemoryLayout) -> list[str]:
+    """Names of the pools as a plan has them: KV, states by name, auxiliary rows."""
+    names = (pool.name for pool in layout.pools)
+    return sorted(names, key=lambda name: (name != KV_POOL, name == AUX_POOL, name))
+
+
+def common_pools(
+    source: MemoryLayout, destination: MemoryLayout, source_place: Topology, destination_place: Topology
+) -> dict[str, Common]:
+    """What one rank sends to another of each pool; nothing of those that are left out. Both have been compared."""
+    found = {}
+    for name in pool_order(source):
+        mine, theirs = source.pool(name), destination.pool(name)
+        if mine is not None and theirs is not None:
+            shared = common((mine, source_place), (theirs, destination_place), paged=bool(mine.tokens))
+            if shared.units.size:
+                found[name] = shared
+    return found
+
+
+def _plan_items(source: MemoryLayout, destination: MemoryLayout, here: Topology, there: Topology) -> TransferPlan:
+    pools = tuple(
+        pool_lanes(name, shared, source.first_region(name), destination.first_region(name))
+        for name, shared in common_pools(source, destination, here, there).items()
+    )
+    return TransferPlan(pools, source.regions(), destination.regions())
 
 
 def _plan_pool(pool: PoolLayout, local_first: int, remote_first: int) -> PoolPlan:

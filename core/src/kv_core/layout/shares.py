@@ -1,0 +1,72 @@
+"""Who holds what, and who sends what several hold: the rules on which both sides of a transfer agree."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from kv_core.contract.memory import Topology
+
+I64 = npt.NDArray[np.int64]
+
+
+def divides(total: int, tp_size: int) -> bool:
+    """Whether ``total`` units can be shared: each rank holds as many, or each unit has as many holders."""
+    return not (total % tp_size and tp_size % total)
+
+
+def first_unit(total: I64, tp_rank: int, tp_size: int) -> I64:
+    """The first unit that a rank holds."""
+    return tp_rank * total // tp_size
+
+
+def sender(copy: int, copies: int, holders: int, dp_rank: int = 0, dp_size: int = 1) -> int:
+    """Which of ``holders`` equal holders sends to number ``copy`` of ``copies`` receivers of the same bytes.
+
+    All have the same load but for one receiver. Where there are more holders than receivers, decode's data-parallel
+    ranks, each of which receives for itself, begin at different holders.
+    """
+    spare = max(holders // copies, 1)
+    return copy * holders // copies + dp_rank * spare // dp_size
+
+
+def sends_units(total: int, source: Topology, destination: Topology) -> bool:
+    """Whether prefill's rank ``source`` is the one that sends the units that both ranks hold, of ``total`` units in the
+    model. True as well if they hold none in common.
+    """
+    holders, copies = max(source.tp_size // total, 1), max(destination.tp_size // total, 1)
+    chosen = sender(destination.tp_rank % copies, copies, holders, destination.dp_rank, destination.dp_size)
+    return source.tp_rank % holders == chosen
+
+
+def sends_whole(source: Topology, destination: Topology) -> bool:
+    """Whether the context-parallel rank of ``source`` sends what all of them hold: state and auxiliary rows."""
+    return source.cp_rank == sender(destination.cp_rank, destination.cp_size, source.cp_size)
+
+
+def sends_unlayered(source: Topology) -> bool:
+    """Whether this pipeline stage sends what belongs to no layer: the last one, which makes the first token."""
+    return source.pp_rank == source.pp_size - 1
+
+
+def share_pages(source: Topology, destination: Topology, source_ratio: int = 1, destination_ratio: int = 1) -> bool:
+    """Whether any position of a prompt is in a page of both ranks.
+
+    Page p of a prompt belongs to context-parallel rank ``p % cp_size``. The ratios say how many of the smaller side's
+    pages each side's page is; one of them is 1.
+    """
+    return bool(
+        page_matrix(source.cp_size, destination.cp_size, source_ratio, destination_ratio)[
+            destination.cp_rank, source.cp_rank
+        ]
+    )
+
+
+def page_matrix(
+    sources: int, destinations: int, source_ratio: int = 1, destination_ratio: int = 1
+) -> npt.NDArray[np.bool_]:
+    """``share_pages`` for all context-parallel ranks: bool of shape (destinations, sources)."""
+    period = np.arange(int(np.lcm(sources * source_ratio, destinations * destination_ratio)))
+    found = np.zeros((destinations, sources), np.bool_)
+    found[period // destination_ratio % destinations, period // source_ratio % sources] = True
+    return found
