@@ -10,6 +10,7 @@ import typer
 from kv_core.cli import trace_cmd
 from kv_core.cli.doctor_cmd import doctor
 from kv_core.cli.events_cmd import events_app
+from kv_core.cli.plan_cmd import plan
 from kv_core.cli.top_cmd import top
 from kv_core.contract.enums import DigestMode, Role
 
@@ -132,5 +133,6 @@ def new_backend(
 
 app.command()(doctor)
 app.command()(top)
+app.command()(plan)
 app.add_typer(events_app)
 app.command()(trace_cmd.trace)

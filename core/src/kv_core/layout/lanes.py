@@ -65,8 +65,7 @@ def common(source: Place, destination: Place, *, paged: bool) -> Common:
     units = np.minimum(a.first + a.units, b.first + b.units) - low
     chosen = units > 0
     for total in np.unique(a.total).tolist():
-        if not sends_units(total, here, there):
-            chosen &= a.total != total
+        chosen &= (a.total != total) | sends_units(total, here, there, a.layer)
     if not sends_unlayered(here):
         chosen &= a.layer >= 0
     if not (share_pages(here, there, mine, theirs) if paged else sends_whole(here, there)):

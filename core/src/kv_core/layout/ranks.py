@@ -15,7 +15,7 @@ from kv_core.layout.compare_items import NUMBERED, OPAQUE, PAGES, SHARES, descri
 from kv_core.layout.memory_map import MemoryLayout, PoolLayout
 from kv_core.layout.mismatch import Difference, UnsupportedTopology
 from kv_core.layout.planner import AXES, EQUAL_SIZES
-from kv_core.layout.shares import divides, first_unit, page_matrix, sender, sends_units
+from kv_core.layout.shares import divides, first_unit, page_matrix, sender, sends_units, spare
 
 Ranks: TypeAlias = tuple[int, int, int, int]
 """(tp, pp, cp, dp) ranks, or sizes, as ``Topology.ranks`` and ``Topology.sizes`` give them."""
@@ -139,21 +139,27 @@ def serving(
     count = local.tp_size * local.pp_size * local.cp_size
     found = np.zeros((local.tp_size, tp, local.pp_size, pp, local.cp_size, cp), np.bool_)
     for kind in {kind for pool in layout.pools for kind in _kinds_of(pool, local)}:
-        by_tp = _tp_matrix(kind.total, tp, local)
-        by_pp = _pp_matrix(pp, local.pp_size, stages) if kind.layered else _last_stage(pp, local.pp_size)
         by_cp = _page_matrix(cp, local, layout.pools[0].tokens, page_size) if kind.paged else _whole(cp, local.cp_size)
-        found |= by_tp[:, :, None, None, None, None] & by_pp[:, :, None, None] & by_cp
+        turns = spare(kind.total, tp, local.tp_size) if kind.layered else 1
+        for turn in range(turns):
+            by_tp = _tp_matrix(kind.total, tp, local, turn)
+            by_pp = (
+                _pp_matrix(pp, local.pp_size, stages, turn, turns) if kind.layered else _last_stage(pp, local.pp_size)
+            )
+            found |= by_tp[:, :, None, None, None, None] & by_pp[:, :, None, None] & by_cp
     return found.transpose(0, 2, 4, 1, 3, 5).reshape(count, tp * pp * cp)
 
 
-def _tp_matrix(total: int, size: int, local: Topology) -> Bools:
+def _tp_matrix(total: int, size: int, local: Topology, turn: int) -> Bools:
+    """Who sends the layers whose turn it is."""
     found = np.zeros((local.tp_size, size), np.bool_)
+    layer = np.array([turn])
     for mine, theirs in np.ndindex(found.shape):
         here = Topology(tp_rank=mine, tp_size=local.tp_size, dp_rank=local.dp_rank, dp_size=local.dp_size)
         there = Topology(tp_rank=theirs, tp_size=size)
         held = [_units(total, rank, ranks) for rank, ranks in ((mine, local.tp_size), (theirs, size))]
         both = max(held[0][0], held[1][0]) < min(held[0][1], held[1][1])
-        found[mine, theirs] = both and sends_units(total, there, here)
+        found[mine, theirs] = both and bool(sends_units(total, there, here, layer)[0])
     return found
 
 
@@ -162,13 +168,18 @@ def _units(total: int, rank: int, size: int) -> tuple[int, int]:
     return first, first + max(total // size, 1)
 
 
-def _pp_matrix(prefill: int, decode: int, stages: Stages | None) -> Bools:
+def _pp_matrix(prefill: int, decode: int, stages: Stages | None, turn: int, turns: int) -> Bools:
+    """Which stages have a layer in common of those whose turn it is."""
     if stages is not None:
         if (len(stages.prefill), len(stages.decode)) != (prefill, decode):
             raise ValueError(
                 f"layers of {len(stages.prefill)} and {len(stages.decode)} stages for {prefill} and {decode}"
             )
-        return np.array([[not mine.isdisjoint(theirs) for theirs in stages.prefill] for mine in stages.decode])
+        rows = (
+            [{layer for layer in mine & theirs if layer % turns == turn} for theirs in stages.prefill]
+            for mine in stages.decode
+        )
+        return np.array([[bool(layers) for layers in row] for row in rows])
     return np.eye(prefill, dtype=np.bool_) if prefill == decode else np.ones((decode, prefill), np.bool_)
 
 

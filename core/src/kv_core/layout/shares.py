@@ -20,23 +20,28 @@ def first_unit(total: I64, tp_rank: int, tp_size: int) -> I64:
     return tp_rank * total // tp_size
 
 
-def sender(copy: int, copies: int, holders: int, dp_rank: int = 0, dp_size: int = 1) -> int:
-    """Which of ``holders`` equal holders sends to number ``copy`` of ``copies`` receivers of the same bytes.
-
-    All have the same load but for one receiver. Where there are more holders than receivers, decode's data-parallel
-    ranks, each of which receives for itself, begin at different holders.
+def sender(copy: int, copies: int, holders: int) -> int:
+    """Which of ``holders`` equal holders sends to number ``copy`` of ``copies`` receivers of the same bytes: all of them
+    have as many receivers, give or take one. Where there are more holders than receivers it is the first of ``spare``.
     """
-    spare = max(holders // copies, 1)
-    return copy * holders // copies + dp_rank * spare // dp_size
+    return copy * holders // copies
 
 
-def sends_units(total: int, source: Topology, destination: Topology) -> bool:
+def spare(total: int, source_size: int, destination_size: int) -> int:
+    """How many of prefill's ranks could send each unit to one decode rank without sending it to another one as well.
+
+    They take turns, layer by layer: a network card belongs to a rank, and a room should use them all.
+    """
+    return max(max(source_size // total, 1) // max(destination_size // total, 1), 1)
+
+
+def sends_units(total: int, source: Topology, destination: Topology, layer: I64) -> npt.NDArray[np.bool_]:
     """Whether prefill's rank ``source`` is the one that sends the units that both ranks hold, of ``total`` units in the
-    model. True as well if they hold none in common.
+    model, in each of these layers (negative: of no layer). True as well if they hold none in common.
     """
     holders, copies = max(source.tp_size // total, 1), max(destination.tp_size // total, 1)
-    chosen = sender(destination.tp_rank % copies, copies, holders, destination.dp_rank, destination.dp_size)
-    return source.tp_rank % holders == chosen
+    turn = (np.maximum(layer, 0) + destination.dp_rank) % spare(total, source.tp_size, destination.tp_size)
+    return sender(destination.tp_rank % copies, copies, holders) + turn == source.tp_rank % holders
 
 
 def sends_whole(source: Topology, destination: Topology) -> bool:
