@@ -8,8 +8,10 @@ checks indices, ``coverage`` says when a room ends, ``explain`` tells what would
 
 from kv_core.layout.batch import Batch, make_batch, pool_plan, slice_for
 from kv_core.layout.bounds import check_indices
+from kv_core.layout.compare_items import missing_layers
 from kv_core.layout.coverage import Coverage
 from kv_core.layout.digest_view import Segments, mirror, segments
+from kv_core.layout.explain import Move, explain
 from kv_core.layout.memory_map import MemoryLayout, PoolLayout
 from kv_core.layout.mismatch import Difference, LayoutMismatch, UnsupportedTopology
 from kv_core.layout.pages import Pages, Pairs, page_batch, page_slices, pair_pages
@@ -22,6 +24,7 @@ __all__ = [
     "Difference",
     "LayoutMismatch",
     "MemoryLayout",
+    "Move",
     "Pages",
     "Pairs",
     "PoolLayout",
@@ -33,8 +36,10 @@ __all__ = [
     "check_sizes",
     "differences",
     "even_stages",
+    "explain",
     "make_batch",
     "mirror",
+    "missing_layers",
     "page_batch",
     "page_slices",
     "pair_pages",

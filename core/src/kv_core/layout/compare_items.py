@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from kv_core.contract.memory import AUX_POOL, KV_POOL, NO_LAYER, Topology
@@ -15,7 +16,7 @@ SHARES = "the units of a part must be shared evenly: their number must divide by
 OPAQUE = "a pool whose items are not described (Buffer.item) moves between equal tensor parallel sizes only"
 PAGES = "one page size must divide the other, for each of a page's blocks"
 NUMBERED = "between unequal pipeline sizes each buffer of the KV pool needs its layer"
-STAGES = "between equal pipeline sizes of 1 both sides must have the same layers"
+STAGES = "as many pipeline stages must have the same layers, unless both sides' layers are known when ranks are mapped"
 LONGEST = 2**62
 
 
@@ -27,10 +28,11 @@ class Finding(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """The two ranks' places."""
+    """The two ranks' places. ``uneven``: as many stages may have other layers."""
 
     local: Topology
     remote: Topology
+    uneven: bool = False
 
 
 def described(layout: MemoryLayout) -> bool:
@@ -57,44 +59,41 @@ def item_findings(local: MemoryLayout, remote: MemoryLayout, places: Sides) -> l
 
 
 def _pool_findings(local: PoolLayout, remote: PoolLayout, places: Sides) -> list[Finding]:
-    name, here, there = local.name, *places
+    name, here, there = local.name, places.local, places.remote
     if name != AUX_POOL and bool(local.items) != bool(remote.items):
-        told = ["described" if pool.items else "opaque" for pool in (local, remote)]
-        return [Finding(None, Difference(f"{name}.item", *told))]
+        kinds = ["described" if pool.items else "opaque" for pool in (local, remote)]
+        return [Finding(None, Difference(f"{name}.item", *kinds))]
     if name != AUX_POOL and not local.items and here.tp_size != there.tp_size:
         return [Finding(OPAQUE, Difference(f"{name}: tp_size", str(here.tp_size), str(there.tp_size)))]
     mine, theirs = entries_of(local, here), entries_of(remote, there)
     found = _share_findings(name, mine, theirs, places) + _key_findings(name, mine, theirs, places)
     a, b = match(mine, theirs)
     for field in ("total", "unit_bytes"):
-        # An opaque item is one unit.
-        told = field if local.items or name == AUX_POOL else "item_len"
-        found += [
-            Finding(None, d) for d in aligned(f"{name}.{told}", getattr(a, field).tolist(), getattr(b, field).tolist())
-        ]
+        told = f"{name}.{field if local.items and name != AUX_POOL else 'item_len'}"  # an opaque item is one unit
+        columns = getattr(a, field).tolist(), getattr(b, field).tolist()
+        found += [Finding(None, difference) for difference in aligned(told, *columns)]
     return found + _row_findings(local, remote, a, b)
 
 
 def _share_findings(name: str, mine: Entries, theirs: Entries, places: Sides) -> list[Finding]:
     """Units that can't be shared by a side's tensor parallel size, and ranks that do not hold their share."""
-    found = []
+    found: list[Finding] = []
     for total in sorted({*mine.total.tolist(), *theirs.total.tolist()}):
-        if not all(divides(total, place.tp_size) for place in places):
-            told = [f"{total} units by {place.tp_size} ranks" for place in places]
+        if not all(divides(total, place.tp_size) for place in places[:2]):
+            told = [f"{total} units by {place.tp_size} ranks" for place in places[:2]]
             found.append(Finding(SHARES, Difference(f"{name}.total", *told)))
-    if not found:
-        for side, entries, place in (("local", mine, places.local), ("remote", theirs, places.remote)):
-            share = [max(total // place.tp_size, 1) for total in entries.total.tolist()]
-            wrong = [n for n, units in enumerate(entries.units.tolist()) if units != share[n]]
-            if wrong:
-                told = f"{entries.units[wrong[0]]} of {entries.total[wrong[0]]}, its share is {share[wrong[0]]}"
-                found.append(
-                    Finding(
-                        None,
-                        Difference(f"{name}.units", *(told if one == side else "-" for one in ("local", "remote"))),
-                    )
-                )
-    return found
+    if found:
+        return found
+    told = [_wrong_share(mine, places.local), _wrong_share(theirs, places.remote)]
+    return [Finding(None, Difference(f"{name}.units", *told))] if any(one != "right" for one in told) else []
+
+
+def _wrong_share(entries: Entries, place: Topology) -> str:
+    for units, total in zip(entries.units.tolist(), entries.total.tolist(), strict=True):
+        share = max(total // place.tp_size, 1)
+        if units != share:
+            return f"{units} of {total}, its share is {share}"
+    return "right"
 
 
 def _key_findings(name: str, mine: Entries, theirs: Entries, places: Sides) -> list[Finding]:
@@ -102,8 +101,10 @@ def _key_findings(name: str, mine: Entries, theirs: Entries, places: Sides) -> l
     found = []
     layers = sorted(set(mine.layer.tolist())), sorted(set(theirs.layer.tolist()))
     sizes = places.local.pp_size, places.remote.pp_size
-    if layers[0] != layers[1] and sizes == (1, 1):
-        found.append(Finding(None, Difference(f"{name}.layer", listed(layers[0]), listed(layers[1]))))
+    same_place = sizes[0] == sizes[1] and places.local.pp_rank == places.remote.pp_rank
+    if layers[0] != layers[1] and same_place and (sizes[0] == 1 or not places.uneven):
+        rule = None if sizes[0] == 1 else STAGES
+        found.append(Finding(rule, Difference(f"{name}.layer", listed(layers[0]), listed(layers[1]))))
     if name == KV_POOL and sizes[0] != sizes[1] and (NO_LAYER in layers[0] or NO_LAYER in layers[1]):
         found.append(Finding(NUMBERED, Difference(f"{name}.layer", listed(layers[0]), listed(layers[1]))))
     both = set(layers[0]) & set(layers[1])
@@ -131,3 +132,18 @@ def _row_findings(local: PoolLayout, remote: PoolLayout, a: Entries, b: Entries)
         for pool, entries in ((local, a), (remote, b))
     ]
     return [Finding(None if scale == (1, 1) else PAGES, Difference(f"{local.name}.rows", *told))]
+
+
+def missing_layers(destination: MemoryLayout, sources: Iterable[MemoryLayout]) -> tuple[Difference, ...]:
+    """Layers of a decode rank's pools that none of the prefill ranks that serve it has: the room would lack them."""
+    there: dict[str, set[int]] = {}
+    for layout in sources:
+        for pool in layout.pools:
+            there.setdefault(pool.name, set()).update(pool.layer.tolist())
+    found = []
+    for pool in destination.pools:
+        layers = set(pool.layer.tolist()) - {NO_LAYER} if pool.name != AUX_POOL else set()
+        if layers - there.get(pool.name, set()):
+            told = listed(sorted(layers)), listed(sorted(there.get(pool.name, set()))) or "none"
+            found.append(Difference(f"{pool.name}.layer", *told))
+    return tuple(found)

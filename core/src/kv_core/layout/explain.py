@@ -42,13 +42,20 @@ class Move(NamedTuple):
 
 
 def explain(
-    source: MemoryLayout, destination: MemoryLayout, source_place: Topology, destination_place: Topology
+    source: MemoryLayout,
+    destination: MemoryLayout,
+    source_place: Topology,
+    destination_place: Topology,
+    *,
+    uneven: bool = False,
 ) -> tuple[Move, ...]:
     """What prefill's rank ``source`` sends to decode's rank ``destination``; nothing if it does not serve it.
 
     Raises ``LayoutMismatch`` as ``plan_transfer`` does.
     """
-    plan = plan_transfer(source, destination, local_topology=source_place, remote_topology=destination_place)
+    plan = plan_transfer(
+        source, destination, local_topology=source_place, remote_topology=destination_place, uneven=uneven
+    )
     ranks = source_place.ranks, destination_place.ranks
     if not described(source):
         return tuple(

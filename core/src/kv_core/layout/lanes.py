@@ -16,6 +16,11 @@ from kv_core.layout.shares import sends_units, sends_unlayered, sends_whole, sha
 
 I64 = npt.NDArray[np.int64]
 Place: TypeAlias = tuple[PoolLayout, Topology]
+COLUMNS = (
+    "local_region", "remote_region", "local_offset", "remote_offset", "local_stride", "remote_stride", "length",
+    "inner_count", "local_inner_stride", "remote_inner_stride",
+)  # fmt: skip
+"""The arrays of a ``PoolPlan`` behind ``layer``, in order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +71,7 @@ def common(source: Place, destination: Place, *, paged: bool) -> Common:
     chosen = units > 0
     for total in np.unique(a.total).tolist():
         chosen &= (a.total != total) | sends_units(total, here, there, a.layer)
-    if not sends_unlayered(here):
+    if not sends_unlayered(here, there):
         chosen &= a.layer >= 0
     if not (share_pages(here, there, mine, theirs) if paged else sends_whole(here, there)):
         chosen[:] = False
@@ -163,9 +168,9 @@ def pool_lanes(pool: str, found: Common, source_region: int, destination_region:
     layer, *columns = (np.concatenate(parts) for parts in zip(*sets, strict=True))
     columns[0] = columns[0] + source_region
     columns[1] = columns[1] + destination_region
-    arrays = [column.astype(np.uint64) for column in columns]
+    arrays = dict(zip(COLUMNS, (column.astype(np.uint64) for column in columns), strict=True))
     return PoolPlan(
-        pool, layer, *arrays, local_ratio=found.source_ratio, remote_ratio=found.destination_ratio, phases=phases
+        pool, layer, **arrays, local_ratio=found.source_ratio, remote_ratio=found.destination_ratio, phases=phases
     )
 
 

@@ -20,7 +20,7 @@ from kv_core.layout.mismatch import Difference, LayoutMismatch, UnsupportedTopol
 
 AXES = ("tp", "pp", "cp")
 """Axes that must be equal on both sides; a data-parallel rank is a whole copy of the model, so dp may differ."""
-EQUAL_SIZES = "tensor, pipeline and context parallel sizes must be equal on both sides"
+EQUAL_SIZES = "tensor, pipeline and context parallel sizes must be equal on both sides unless both describe their items (Buffer.item)"
 EQUAL_RANKS = "with equal sizes a rank exchanges pages with the rank at the same place only"
 
 
@@ -32,17 +32,22 @@ def topology_differences(local: Topology, remote: Topology) -> tuple[Difference,
 
 
 def differences(
-    local: MemoryLayout, remote: MemoryLayout, *, local_topology: Topology, remote_topology: Topology
+    local: MemoryLayout,
+    remote: MemoryLayout,
+    *,
+    local_topology: Topology,
+    remote_topology: Topology,
+    uneven: bool = False,
 ) -> tuple[Difference, ...]:
     """Everything that stands in the way of ``plan_transfer``; empty if nothing does."""
-    return tuple(d for _, d in _findings(local, remote, Sides(local_topology, remote_topology)))
+    return tuple(d for _, d in _findings(local, remote, Sides(local_topology, remote_topology, uneven)))
 
 
 def _findings(local: MemoryLayout, remote: MemoryLayout, places: Sides) -> list[tuple[str | None, Difference]]:
     """Each with the rule of topology that it breaks, or None."""
     if described(local) and described(remote):
         return list(item_findings(local, remote, places))
-    found = topology_differences(*places)
+    found = topology_differences(places.local, places.remote)
     rule = EQUAL_SIZES if any(difference.field.endswith("_size") for difference in found) else EQUAL_RANKS
     return [(rule, d) for d in found] + [(None, d) for d in layout_differences(local, remote)]
 
@@ -54,15 +59,17 @@ def plan_transfer(
     local_topology: Topology,
     remote_topology: Topology,
     local_sends: bool = True,
+    uneven: bool = False,
 ) -> TransferPlan:
     """The plan between two ranks: the side that sends and the other one make each other's ``mirror``.
 
     ``local_sends``: whether the local side holds what is moved (prefill's). It matters where several ranks hold the same
-    bytes, of which one sends them. Pools come as KV, states by name, auxiliary rows; one of which this rank sends nothing
+    bytes, of which one sends them. ``uneven``: as many pipeline stages may have other layers, for the ranks were mapped
+    with ``Stages``; whether all layers come from somewhere says ``missing_layers``. Pools come as KV, states by name, auxiliary rows; one of which this rank sends nothing
     to that rank is left out. Numbers of items, kinds of memory and devices may differ. Raises ``LayoutMismatch`` with
     every difference; ``UnsupportedTopology``, one of its kind, if nothing but topologies stands in the way.
     """
-    findings = _findings(local, remote, Sides(local_topology, remote_topology))
+    findings = _findings(local, remote, Sides(local_topology, remote_topology, uneven))
     if findings:
         found = [difference for _, difference in findings]
         rules = list(dict.fromkeys(rule for rule, _ in findings if rule is not None))

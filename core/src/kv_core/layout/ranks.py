@@ -15,7 +15,7 @@ from kv_core.layout.compare_items import NUMBERED, OPAQUE, PAGES, SHARES, descri
 from kv_core.layout.memory_map import MemoryLayout, PoolLayout
 from kv_core.layout.mismatch import Difference, UnsupportedTopology
 from kv_core.layout.planner import AXES, EQUAL_SIZES
-from kv_core.layout.shares import divides, first_unit, page_matrix, sender, sends_units, spare
+from kv_core.layout.shares import divides, first_unit, page_matrix, sender, sends_units, sends_unlayered, spare
 
 Ranks: TypeAlias = tuple[int, int, int, int]
 """(tp, pp, cp, dp) ranks, or sizes, as ``Topology.ranks`` and ``Topology.sizes`` give them."""
@@ -144,10 +144,11 @@ def serving(
         for turn in range(turns):
             by_tp = _tp_matrix(kind.total, tp, local, turn)
             by_pp = (
-                _pp_matrix(pp, local.pp_size, stages, turn, turns) if kind.layered else _last_stage(pp, local.pp_size)
+                _pp_matrix(pp, local.pp_size, stages, turn, turns) if kind.layered else _unlayered(pp, local.pp_size)
             )
             found |= by_tp[:, :, None, None, None, None] & by_pp[:, :, None, None] & by_cp
-    return found.transpose(0, 2, 4, 1, 3, 5).reshape(count, tp * pp * cp)
+    by_rank: Bools = found.transpose(0, 2, 4, 1, 3, 5).reshape(count, tp * pp * cp)
+    return by_rank
 
 
 def _tp_matrix(total: int, size: int, local: Topology, turn: int) -> Bools:
@@ -175,24 +176,27 @@ def _pp_matrix(prefill: int, decode: int, stages: Stages | None, turn: int, turn
             raise ValueError(
                 f"layers of {len(stages.prefill)} and {len(stages.decode)} stages for {prefill} and {decode}"
             )
-        rows = (
-            [{layer for layer in mine & theirs if layer % turns == turn} for theirs in stages.prefill]
-            for mine in stages.decode
-        )
-        return np.array([[bool(layers) for layers in row] for row in rows])
+        found = np.zeros((decode, prefill), np.bool_)
+        for mine, theirs in np.ndindex(found.shape):
+            found[mine, theirs] = any(layer % turns == turn for layer in stages.decode[mine] & stages.prefill[theirs])
+        return found
     return np.eye(prefill, dtype=np.bool_) if prefill == decode else np.ones((decode, prefill), np.bool_)
 
 
-def _last_stage(prefill: int, decode: int) -> Bools:
-    found = np.zeros((decode, prefill), np.bool_)
-    found[:, -1] = True
-    return found
+def _unlayered(prefill: int, decode: int) -> Bools:
+    places = (
+        (Topology(pp_rank=one, pp_size=prefill), Topology(pp_rank=other, pp_size=decode))
+        for other in range(decode)
+        for one in range(prefill)
+    )
+    return np.array([sends_unlayered(*pair) for pair in places]).reshape(decode, prefill)
 
 
 def _page_matrix(prefill: int, local: Topology, tokens: int, page_size: int) -> Bools:
     theirs = page_size or tokens
     small = min(tokens, theirs)
-    return page_matrix(prefill, local.cp_size, theirs // small, tokens // small)
+    found: Bools = page_matrix(prefill, local.cp_size, theirs // small, tokens // small)
+    return found
 
 
 def _whole(prefill: int, decode: int) -> Bools:

@@ -41,7 +41,10 @@ def sends_units(total: int, source: Topology, destination: Topology, layer: I64)
     """
     holders, copies = max(source.tp_size // total, 1), max(destination.tp_size // total, 1)
     turn = (np.maximum(layer, 0) + destination.dp_rank) % spare(total, source.tp_size, destination.tp_size)
-    return sender(destination.tp_rank % copies, copies, holders) + turn == source.tp_rank % holders
+    chosen: npt.NDArray[np.bool_] = (
+        sender(destination.tp_rank % copies, copies, holders) + turn == source.tp_rank % holders
+    )
+    return chosen
 
 
 def sends_whole(source: Topology, destination: Topology) -> bool:
@@ -49,9 +52,12 @@ def sends_whole(source: Topology, destination: Topology) -> bool:
     return source.cp_rank == sender(destination.cp_rank, destination.cp_size, source.cp_size)
 
 
-def sends_unlayered(source: Topology) -> bool:
-    """Whether this pipeline stage sends what belongs to no layer: the last one, which makes the first token."""
-    return source.pp_rank == source.pp_size - 1
+def sends_unlayered(source: Topology, destination: Topology) -> bool:
+    """Whether this pipeline stage sends what belongs to no layer: the one at the same place if there are as many stages,
+    else the last one, which makes the first token.
+    """
+    chosen = destination.pp_rank if source.pp_size == destination.pp_size else source.pp_size - 1
+    return source.pp_rank == chosen
 
 
 def share_pages(source: Topology, destination: Topology, source_ratio: int = 1, destination_ratio: int = 1) -> bool:

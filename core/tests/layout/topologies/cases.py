@@ -42,7 +42,7 @@ def tensor_case(prefill: int, decode: int, heads: int, seed: int, *, mla: bool =
         Side(tp=size, dp=int(rng.integers(1, 5)), order=order[n], fused=fused[n] and not mla)
         for n, size in enumerate((prefill, decode))
     ]
-    return Case(*sides, heads=heads, mla=mla, seed=seed, state=bool(seed % 2))
+    return Case(sides[0], sides[1], heads, mla, seed=seed, state=bool(seed % 2))
 
 
 def pipeline_cases(seed: int) -> Iterator[Case]:
@@ -65,7 +65,7 @@ def context_cases(seed: int) -> Iterator[Case]:
         order = [ORDERS[int(rng.integers(2))] for _ in range(2)]
         sides = [Side(cp=size, page=pages[n], order=order[n]) for n, size in enumerate((prefill, decode))]
         tokens = int(rng.integers(0, 40)) * min(pages)
-        yield Case(*sides, heads=2, tokens=tokens, prefix=int(rng.integers(0, 3)), seed=seed + at)
+        yield Case(sides[0], sides[1], 2, tokens=tokens, prefix=int(rng.integers(0, 3)), seed=seed + at)
 
 
 def data_cases(seed: int) -> Iterator[Case]:
@@ -116,7 +116,7 @@ def product_cases(seed: int, most: int) -> Iterator[tuple[Case, int, int]]:
     values = {(one, other): set(product(AXES[one], AXES[other])) for one, other in combinations(names, 2)}
     left = {(one, a, other, b) for (one, other), pairs in values.items() for a, b in pairs}
     order = sorted(left, key=repr)
-    rng.shuffle(order)  # type: ignore[arg-type]
+    rng.shuffle(order)
     impossible = made = 0
     for wanted in order:
         if tuple(wanted) not in left or made >= most:

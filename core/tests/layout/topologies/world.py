@@ -11,7 +11,17 @@ from core.tests.layout.topologies.model import POISON, STATE_ROWS, Case, Model, 
 from kv_core.contract.items import ItemLayout
 from kv_core.contract.memory import Buffer, KVArgs, Pool, Topology
 from kv_core.contract.transport import TransferPlan
-from kv_core.layout import Batch, MemoryLayout, Pages, Stages, page_batch, plan_transfer, segments, source_ranks
+from kv_core.layout import (
+    Batch,
+    MemoryLayout,
+    Pages,
+    Stages,
+    missing_layers,
+    page_batch,
+    plan_transfer,
+    segments,
+    source_ranks,
+)
 
 SPARE = 2
 
@@ -129,19 +139,19 @@ class World:
         )
         for ranks in mapping.required:
             self.move(self.source(ranks), rank, counts)
+        assert missing_layers(rank.layout, [self.source(ranks).layout for ranks in mapping.required]) == ()
         self.check(rank, counts)
         self.nothing_from_others(rank, mapping.required, prefill_dp)
         self.ranks += 1
 
     def plan(self, source: Rank, rank: Rank) -> TransferPlan:
-        return plan_transfer(source.layout, rank.layout, local_topology=source.place, remote_topology=rank.place)
+        return plan_transfer(
+            source.layout, rank.layout, local_topology=source.place, remote_topology=rank.place, uneven=True
+        )
 
     def batches(self, plan: TransferPlan, local: Rank, remote: Rank) -> list[Batch]:
         """Two chunks, cut between the local side's pages; the second one with state and row."""
-        here, there = (
-            Pages(rank.pages, int(rank.positions[0]) if len(rank.positions) else 0, rank.place.cp_size)
-            for rank in (local, remote)
-        )
+        here, there = pages_of(local), pages_of(remote)
         at = len(here.items) // 2
         rest = {
             name: (Pages(np.array([local.slot], np.uint64)), Pages(np.array([remote.slot], np.uint64)))
@@ -165,11 +175,16 @@ class World:
     def same_streams(self, plan: TransferPlan, source: Rank, rank: Rank) -> None:
         """Both ends, each from the plan that it makes itself, see the same bytes in the same order."""
         theirs = plan_transfer(
-            rank.layout, source.layout, local_topology=rank.place, remote_topology=source.place, local_sends=False
+            rank.layout,
+            source.layout,
+            local_topology=rank.place,
+            remote_topology=source.place,
+            local_sends=False,
+            uneven=True,
         )
-        whole = {"kv": tuple(pages_of(one) for one in (source, rank))}
-        mine = page_batch(plan, whole)
-        other = page_batch(theirs, {"kv": whole["kv"][::-1]})
+        here, there = pages_of(source), pages_of(rank)
+        mine = page_batch(plan, {"kv": (here, there)})
+        other = page_batch(theirs, {"kv": (there, here)})
         seen = [stream(mine, "local", source), stream(mine, "remote", rank), stream(other, "local", rank)]
         for one in seen[1:]:
             np.testing.assert_array_equal(seen[0], one)
@@ -193,7 +208,8 @@ class World:
         case = self.case
         sizes = (case.source.tp, case.source.pp, case.source.cp)
         for _ in range(2):
-            ranks = (*(int(self.rng.integers(size)) for size in sizes), prefill_dp)
+            tp, pp, cp = (int(self.rng.integers(size)) for size in sizes)
+            ranks = (tp, pp, cp, prefill_dp)
             if ranks not in required:
                 source = self.source(ranks)
                 assert all(batch.nbytes == 0 for batch in self.batches(self.plan(source, rank), source, rank))
