@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from core.tests.layout.support import kv_args, plan_of
+from kv_core.contract.items import ItemLayout
+from kv_core.contract.memory import KVArgs, Pool, Topology
 from kv_core.contract.transport import TransferPlan
-from kv_core.layout import Batch, check_indices, make_batch, segments
+from kv_core.layout import Batch, MemoryLayout, Pages, check_indices, make_batch, page_batch, plan_transfer, segments
 
 PAGES = 100_000
 BUFFERS = 128
@@ -90,3 +92,22 @@ def test_every_page_is_split_off_once(plan, scattered):
         assert one.lanes.size == BUFFERS
         seen[one.remote_items.astype(np.intp)] += 1
     assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("order", ["NHD", "HND"])
+def test_no_object_per_page_between_unequal_topologies(order, scattered):
+    def side(place: Topology, page: int) -> MemoryLayout:
+        item = ItemLayout.page(page, 8, 2, tp_size=place.tp_size, order=order)
+        kv = Pool.uniform("kv", [1 << 40] * BUFFERS, item.nbytes, PAGES, item=item)
+        return MemoryLayout.of(KVArgs(kv, page_size=page, topology=place))
+
+    places = Topology(1, 4), Topology(0, 2)
+    plan = plan_transfer(side(places[0], 4), side(places[1], 16), local_topology=places[0], remote_topology=places[1])
+    small, large = Pages(scattered[0]), Pages(scattered[1])
+    made, batch = blocks_made(lambda: page_batch(plan, {"kv": (small, large)}))
+    assert made < 200
+    assert batch.nbytes == PAGES * BUFFERS * 4 * 2 * 2
+    first = next(iter(batch.split(PAGES, 1 << 60)))
+    made, copies = blocks_made(first.copies)
+    assert made < 50
+    assert copies.length.size >= PAGES - 4 * BUFFERS

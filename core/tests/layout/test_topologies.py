@@ -4,7 +4,9 @@ them all), and planners that are broken on purpose: the oracle must see each of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,13 +47,17 @@ def no_offset(found: lanes.Common) -> lanes.Common:
     return replace(found, destination=replace(found.destination, first=found.low))
 
 
-MUTANTS = {
-    "several ranks send what they all hold": (lanes, "sends_units", lambda *_: np.True_),
+def first_phase(pairs: pages.Pairs) -> pages.Pairs:
+    return pairs._replace(phase=pairs.phase * 0)
+
+
+MUTANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "several ranks send what they all hold": (lanes, "sends_units", lambda *_: np.array(True)),
     "the last stage is not asked for what has no layer": (lanes, "sends_unlayered", lambda *_: False),
     "all heads come to the place of the first": (lanes, "_boxes", lambda found, real=lanes._boxes: real(no_offset(found))),
     "gaps are taken for data": (lanes, "_fold", lambda length, count, *_: (length * count, np.ones_like(count))),
     "every page goes to the first part of a larger one": (
-        pages, "pair_pages", lambda *a, real=pages.pair_pages: (p := real(*a))._replace(phase=p.phase * 0),
+        pages, "pair_pages", lambda *a, real=pages.pair_pages: first_phase(real(*a)),
     ),
     "pages are counted from the chunk's start": (
         pages, "pair_pages", lambda plan, here, there, real=pages.pair_pages: real(plan, here._replace(first=0), there),

@@ -14,10 +14,14 @@ from kv_core.layout.shares import divides
 
 SHARES = "the units of a part must be shared evenly: their number must divide by tp_size, or tp_size by it"
 OPAQUE = "a pool whose items are not described (Buffer.item) moves between equal tensor parallel sizes only"
-PAGES = "one page size must divide the other, for each of a page's blocks"
+MAX_RATIO = 1_024
+"""How many of one side's pages fit into one of the other's: bounds what a plan takes."""
+PAGES = f"one page size must divide the other, at most {MAX_RATIO} times, for each of a page's blocks"
 NUMBERED = "between unequal pipeline sizes each buffer of the KV pool needs its layer"
 STAGES = "as many pipeline stages must have the same layers, unless both sides' layers are known when ranks are mapped"
 LONGEST = 2**62
+MAX_RANKS = 4_096
+"""Most ranks of one side's tensor, pipeline and context parallelism: bounds what is worked out for a peer's numbers."""
 
 
 class Finding(NamedTuple):
@@ -43,6 +47,10 @@ def described(layout: MemoryLayout) -> bool:
 
 def item_findings(local: MemoryLayout, remote: MemoryLayout, places: Sides) -> list[Finding]:
     """Everything that stands in the way between two layouts that are both ``described``."""
+    sizes = [place.tp_size * place.pp_size * place.cp_size for place in places[:2]]
+    if max(sizes) > MAX_RANKS:
+        rule = f"tp_size x pp_size x cp_size may be at most {MAX_RANKS}"
+        return [Finding(rule, Difference("ranks", *map(str, sizes)))]
     found: list[Finding] = []
     for name in dict.fromkeys([pool.name for pool in local.pools] + [pool.name for pool in remote.pools]):
         mine, theirs = local.pool(name), remote.pool(name)
@@ -121,7 +129,7 @@ def _row_findings(local: PoolLayout, remote: PoolLayout, a: Entries, b: Entries)
     if small == 0:
         if large:
             return [Finding(None, tokens)]
-    elif large % small:
+    elif large % small or large // small > MAX_RATIO:
         return [Finding(PAGES, tokens)]
     scale = (local.tokens // small, remote.tokens // small) if small else (1, 1)
     uneven = (a.rows % scale[0] != 0) | (b.rows % scale[1] != 0) | (a.rows * scale[1] != b.rows * scale[0])

@@ -15,6 +15,7 @@ from kv_core.layout.lanes import Common, pool_lanes
 from kv_core.layout.memory_map import MemoryLayout
 from kv_core.layout.planner import common_pools, plan_transfer
 from kv_core.layout.ranks import Ranks
+from kv_core.layout.shares import shared_pages
 
 
 class Move(NamedTuple):
@@ -97,9 +98,5 @@ def _layers(layer: npt.NDArray[np.int64]) -> str:
 
 
 def _pages(shared: Common, source: Topology, destination: Topology) -> str:
-    mine, theirs = source.cp_size * shared.source_ratio, destination.cp_size * shared.destination_ratio
-    period = np.arange(int(np.lcm(mine, theirs)))
-    here = period // shared.source_ratio % source.cp_size == source.cp_rank
-    there = period // shared.destination_ratio % destination.cp_size == destination.cp_rank
-    count = int((here & there).sum())
-    return "all" if count == period.size else f"{count} of {period.size}"
+    count, period = shared_pages(source, destination, shared.source_ratio, shared.destination_ratio)
+    return "all" if count == period else f"{count} of {period}"

@@ -12,7 +12,7 @@ from kv_core.contract.memory import Topology
 from kv_core.contract.transport import PoolPlan
 from kv_core.layout.entries import Entries, entries_of, match
 from kv_core.layout.memory_map import PoolLayout
-from kv_core.layout.shares import sends_units, sends_unlayered, sends_whole, share_pages
+from kv_core.layout.shares import sends_units, sends_unlayered, sends_whole, shared_pages
 
 I64 = npt.NDArray[np.int64]
 Place: TypeAlias = tuple[PoolLayout, Topology]
@@ -70,10 +70,12 @@ def common(source: Place, destination: Place, *, paged: bool) -> Common:
     units = np.minimum(a.first + a.units, b.first + b.units) - low
     chosen = units > 0
     for total in np.unique(a.total).tolist():
-        chosen &= (a.total != total) | sends_units(total, here, there, a.layer)
+        turn = np.maximum(a.layer, 0) + there.dp_rank
+        sends = sends_units(total, here.tp_rank, here.tp_size, there.tp_rank, there.tp_size, turn)
+        chosen &= (a.total != total) | sends
     if not sends_unlayered(here, there):
         chosen &= a.layer >= 0
-    if not (share_pages(here, there, mine, theirs) if paged else sends_whole(here, there)):
+    if not (shared_pages(here, there, mine, theirs)[0] if paged else sends_whole(here, there)):
         chosen[:] = False
     return Common(a, b, low, units, a.rows // mine, mine, theirs).only(chosen)
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kv_core.contract.memory import AUX_POOL, NO_LAYER, Topology
-from kv_core.layout.compare_items import NUMBERED, OPAQUE, PAGES, SHARES, described
+from kv_core.layout.compare_items import MAX_RANKS, MAX_RATIO, NUMBERED, OPAQUE, PAGES, SHARES, described
 from kv_core.layout.memory_map import MemoryLayout, PoolLayout
 from kv_core.layout.mismatch import Difference, UnsupportedTopology
 from kv_core.layout.planner import AXES, EQUAL_SIZES
@@ -99,22 +99,32 @@ def _check_dp(prefill_dp_rank: int, remote_sizes: Ranks) -> None:
         )
 
 
+def _check_count(sizes: Ranks, local: Topology) -> None:
+    counts = tuple(one[0] * one[1] * one[2] for one in (local.sizes, sizes))
+    if max(counts) > MAX_RANKS or sizes[3] > MAX_RANKS:
+        rule = f"tp_size x pp_size x cp_size, and dp_size, may be at most {MAX_RANKS}"
+        raise UnsupportedTopology(rule, [Difference("ranks", str(local.sizes), str(sizes))])
+
+
 def check_sizes(local: Topology, remote_sizes: Ranks, layout: MemoryLayout, page_size: int = 0) -> None:
     """Raise ``UnsupportedTopology`` with every rule that prefill's sizes break with this rank's described layout."""
+    _check_count(remote_sizes, local)
     rules: dict[str, list[Difference]] = {}
     sizes = (local.tp_size, remote_sizes[0])
     for pool in layout.pools:
+        if not pool.items and pool.name != AUX_POOL:
+            if sizes[0] != sizes[1]:
+                rules.setdefault(OPAQUE, []).append(Difference(f"{pool.name}: tp_size", *map(str, sizes)))
+            continue
         for total in sorted({kind.total for kind in _kinds_of(pool, local)}):
             if not all(divides(total, size) for size in sizes):
                 told = [f"{total} units by {size} ranks" for size in sizes]
                 rules.setdefault(SHARES, []).append(Difference(f"{pool.name}.total", *told))
-        if not pool.items and pool.name != AUX_POOL and sizes[0] != sizes[1]:
-            rules.setdefault(OPAQUE, []).append(Difference(f"{pool.name}: tp_size", *map(str, sizes)))
     kv = layout.pools[0]
     if local.pp_size != remote_sizes[1] and int(kv.layer.min()) == NO_LAYER:
         rules.setdefault(NUMBERED, []).append(Difference("pp_size", str(local.pp_size), str(remote_sizes[1])))
     small, large = sorted((kv.tokens, page_size or kv.tokens))
-    if large % small:
+    if large % small or large // small > MAX_RATIO:
         rules.setdefault(PAGES, []).append(Difference("page_size", str(kv.tokens), str(page_size)))
     if rules:
         raise UnsupportedTopology("; ".join(rules), [d for found in rules.values() for d in found])
@@ -153,20 +163,11 @@ def serving(
 
 def _tp_matrix(total: int, size: int, local: Topology, turn: int) -> Bools:
     """Who sends the layers whose turn it is."""
-    found = np.zeros((local.tp_size, size), np.bool_)
-    layer = np.array([turn])
-    for mine, theirs in np.ndindex(found.shape):
-        here = Topology(tp_rank=mine, tp_size=local.tp_size, dp_rank=local.dp_rank, dp_size=local.dp_size)
-        there = Topology(tp_rank=theirs, tp_size=size)
-        held = [_units(total, rank, ranks) for rank, ranks in ((mine, local.tp_size), (theirs, size))]
-        both = max(held[0][0], held[1][0]) < min(held[0][1], held[1][1])
-        found[mine, theirs] = both and bool(sends_units(total, there, here, layer)[0])
-    return found
-
-
-def _units(total: int, rank: int, size: int) -> tuple[int, int]:
-    first = int(first_unit(np.int64(total), rank, size))
-    return first, first + max(total // size, 1)
+    mine, theirs = np.arange(local.tp_size)[:, None], np.arange(size)
+    first = first_unit(np.array(total), mine, local.tp_size), first_unit(np.array(total), theirs, size)
+    stop = first[0] + max(total // local.tp_size, 1), first[1] + max(total // size, 1)
+    found = sends_units(total, theirs, size, mine, local.tp_size, turn + local.dp_rank)
+    return found & (np.maximum(*first) < np.minimum(*stop))
 
 
 def _pp_matrix(prefill: int, decode: int, stages: Stages | None, turn: int, turns: int) -> Bools:

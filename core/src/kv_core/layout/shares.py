@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from math import gcd, lcm
+from typing import TypeAlias
+
 import numpy as np
 import numpy.typing as npt
 
 from kv_core.contract.memory import Topology
 
 I64 = npt.NDArray[np.int64]
+Ints: TypeAlias = "int | I64"
 
 
 def divides(total: int, tp_size: int) -> bool:
@@ -15,12 +19,12 @@ def divides(total: int, tp_size: int) -> bool:
     return not (total % tp_size and tp_size % total)
 
 
-def first_unit(total: I64, tp_rank: int, tp_size: int) -> I64:
+def first_unit(total: I64, tp_rank: Ints, tp_size: int) -> I64:
     """The first unit that a rank holds."""
     return tp_rank * total // tp_size
 
 
-def sender(copy: int, copies: int, holders: int) -> int:
+def sender(copy: Ints, copies: int, holders: int) -> Ints:
     """Which of ``holders`` equal holders sends to number ``copy`` of ``copies`` receivers of the same bytes: all of them
     have as many receivers, give or take one. Where there are more holders than receivers it is the first of ``spare``.
     """
@@ -35,16 +39,15 @@ def spare(total: int, source_size: int, destination_size: int) -> int:
     return max(max(source_size // total, 1) // max(destination_size // total, 1), 1)
 
 
-def sends_units(total: int, source: Topology, destination: Topology, layer: I64) -> npt.NDArray[np.bool_]:
-    """Whether prefill's rank ``source`` is the one that sends the units that both ranks hold, of ``total`` units in the
-    model, in each of these layers (negative: of no layer). True as well if they hold none in common.
+def sends_units(
+    total: int, source_rank: Ints, source_size: int, rank: Ints, size: int, turn: Ints
+) -> npt.NDArray[np.bool_]:
+    """Whether prefill's tensor-parallel rank is the one that sends the units that it and decode's ``rank`` both hold, of
+    ``total`` units in the model; True as well if they hold none in common. ``turn``: layer plus decode's data-parallel rank.
     """
-    holders, copies = max(source.tp_size // total, 1), max(destination.tp_size // total, 1)
-    turn = (np.maximum(layer, 0) + destination.dp_rank) % spare(total, source.tp_size, destination.tp_size)
-    chosen: npt.NDArray[np.bool_] = (
-        sender(destination.tp_rank % copies, copies, holders) + turn == source.tp_rank % holders
-    )
-    return chosen
+    holders, copies = max(source_size // total, 1), max(size // total, 1)
+    chosen = sender(rank % copies, copies, holders) + turn % spare(total, source_size, size)
+    return np.asarray(chosen == source_rank % holders)
 
 
 def sends_whole(source: Topology, destination: Topology) -> bool:
@@ -60,24 +63,30 @@ def sends_unlayered(source: Topology, destination: Topology) -> bool:
     return source.pp_rank == chosen
 
 
-def share_pages(source: Topology, destination: Topology, source_ratio: int = 1, destination_ratio: int = 1) -> bool:
-    """Whether any position of a prompt is in a page of both ranks.
+def shared_pages(
+    source: Topology, destination: Topology, source_ratio: int = 1, destination_ratio: int = 1
+) -> tuple[int, int]:
+    """How many of the smaller side's pages both ranks have, in so many that follow each other.
 
     Page p of a prompt belongs to context-parallel rank ``p % cp_size``. The ratios say how many of the smaller side's
     pages each side's page is; one of them is 1.
     """
-    return bool(
-        page_matrix(source.cp_size, destination.cp_size, source_ratio, destination_ratio)[
-            destination.cp_rank, source.cp_rank
-        ]
-    )
+    pair = (source, destination) if source_ratio == 1 else (destination, source)
+    (rank, size), (large_rank, large_size) = ((place.cp_rank, place.cp_size) for place in pair)
+    ratio = source_ratio * destination_ratio
+    # Parts 0 to ratio - 1 of the larger page: every step-th of them, from the first on, has its twin here.
+    step = gcd(size, large_size * ratio)
+    first = (rank - large_rank * ratio) % step
+    return len(range(first, ratio, step)), lcm(size, large_size * ratio)
 
 
 def page_matrix(
     sources: int, destinations: int, source_ratio: int = 1, destination_ratio: int = 1
 ) -> npt.NDArray[np.bool_]:
-    """``share_pages`` for all context-parallel ranks: bool of shape (destinations, sources)."""
-    period = np.arange(int(np.lcm(sources * source_ratio, destinations * destination_ratio)))
-    found = np.zeros((destinations, sources), np.bool_)
-    found[period // destination_ratio % destinations, period // source_ratio % sources] = True
-    return found
+    """Whether context-parallel ranks have a page in common: bool of shape (destinations, sources)."""
+    theirs, mine = np.arange(sources), np.arange(destinations)[:, None]
+    if source_ratio == 1:
+        step = gcd(sources, destinations * destination_ratio)
+        return np.asarray((theirs - mine * destination_ratio) % step < destination_ratio)
+    step = gcd(destinations, sources * source_ratio)
+    return np.asarray((mine - theirs * source_ratio) % step < source_ratio)
