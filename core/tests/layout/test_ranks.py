@@ -170,8 +170,9 @@ def test_absurd_sizes_are_refused_before_anything_is_worked_out():
     with pytest.raises(UnsupportedTopology, match="at most 1024 times"):
         mapping((1, 1, 1, 1), Topology(), page_size=4 * 1025)
     rank = layout(Topology(), 8)
-    with pytest.raises(UnsupportedTopology, match="may be at most 4096"):
-        plan_transfer(rank, rank, local_topology=Topology(), remote_topology=Topology(cp_size=10**12))
+    for far in (Topology(cp_size=10**12), Topology(dp_rank=10**30, dp_size=10**31)):
+        with pytest.raises(UnsupportedTopology, match="may be at most 4096"):
+            plan_transfer(rank, rank, local_topology=Topology(), remote_topology=far)
 
 
 def test_shared_pages_are_those_that_one_counts():

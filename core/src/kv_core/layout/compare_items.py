@@ -22,6 +22,7 @@ STAGES = "as many pipeline stages must have the same layers, unless both sides' 
 LONGEST = 2**62
 MAX_RANKS = 4_096
 """Most ranks of one side's tensor, pipeline and context parallelism: bounds what is worked out for a peer's numbers."""
+COUNT = f"tp_size x pp_size x cp_size, and dp_size, may be at most {MAX_RANKS}"
 
 
 class Finding(NamedTuple):
@@ -47,10 +48,9 @@ def described(layout: MemoryLayout) -> bool:
 
 def item_findings(local: MemoryLayout, remote: MemoryLayout, places: Sides) -> list[Finding]:
     """Everything that stands in the way between two layouts that are both ``described``."""
-    sizes = [place.tp_size * place.pp_size * place.cp_size for place in places[:2]]
+    sizes = [max(place.tp_size * place.pp_size * place.cp_size, place.dp_size) for place in places[:2]]
     if max(sizes) > MAX_RANKS:
-        rule = f"tp_size x pp_size x cp_size may be at most {MAX_RANKS}"
-        return [Finding(rule, Difference("ranks", *map(str, sizes)))]
+        return [Finding(COUNT, Difference("ranks", *map(str, sizes)))]
     found: list[Finding] = []
     for name in dict.fromkeys([pool.name for pool in local.pools] + [pool.name for pool in remote.pools]):
         mine, theirs = local.pool(name), remote.pool(name)

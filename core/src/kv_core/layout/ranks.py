@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kv_core.contract.memory import AUX_POOL, NO_LAYER, Topology
-from kv_core.layout.compare_items import MAX_RANKS, MAX_RATIO, NUMBERED, OPAQUE, PAGES, SHARES, described
+from kv_core.layout.compare_items import COUNT, MAX_RANKS, MAX_RATIO, NUMBERED, OPAQUE, PAGES, SHARES, described
 from kv_core.layout.memory_map import MemoryLayout, PoolLayout
 from kv_core.layout.mismatch import Difference, UnsupportedTopology
 from kv_core.layout.planner import AXES, EQUAL_SIZES
@@ -102,8 +102,7 @@ def _check_dp(prefill_dp_rank: int, remote_sizes: Ranks) -> None:
 def _check_count(sizes: Ranks, local: Topology) -> None:
     counts = tuple(one[0] * one[1] * one[2] for one in (local.sizes, sizes))
     if max(counts) > MAX_RANKS or sizes[3] > MAX_RANKS:
-        rule = f"tp_size x pp_size x cp_size, and dp_size, may be at most {MAX_RANKS}"
-        raise UnsupportedTopology(rule, [Difference("ranks", str(local.sizes), str(sizes))])
+        raise UnsupportedTopology(COUNT, [Difference("ranks", str(local.sizes), str(sizes))])
 
 
 def check_sizes(local: Topology, remote_sizes: Ranks, layout: MemoryLayout, page_size: int = 0) -> None:
