@@ -41,7 +41,7 @@ MUTANT_ARGS ?=
 DASHBOARD_ARGS ?=
 REPORTS := build/conformance
 
-.PHONY: help demo test lint format docs engines example simulate bench bench-events conformance conformance-wheels mutants kill-rounds soak fuzz black-holes alerts dashboard clean
+.PHONY: help demo test lint format docs engines example simulate bench bench-events conformance conformance-wheels mutants kill-rounds soak fuzz black-holes topologies alerts dashboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | while IFS=$$'\t' read -r target text; do \
@@ -160,6 +160,9 @@ soak: $(STAMPS)/dev ## Long: many rooms through each way to end, then everything
 
 fuzz: $(STAMPS)/dev ## Long: random messages on each socket and route while good traffic is served (LONG_ARGS)
 	$(BIN)/python -m tests.long.fuzz $(LONG_ARGS)
+
+topologies: $(STAMPS)/dev ## Long: plans of all pairs of topologies against a tensor of the whole model's cache (LONG_ARGS)
+	$(BIN)/python -m core.tests.layout.topologies $(LONG_ARGS)
 
 black-holes: $(STAMPS)/dev ## Long: fifty black-holed prefill servers must not hide the death of another (LONG_ARGS)
 	$(BIN)/python -m tests.long.black_holes $(LONG_ARGS)

@@ -44,6 +44,7 @@ from kv_core.contract.failures import (
 )
 from kv_core.contract.hookspecs import hookimpl
 from kv_core.contract.interfaces import BaseKVManager, BaseKVReceiver, BaseKVSender
+from kv_core.contract.items import ItemBlock, ItemLayout
 from kv_core.contract.memory import Buffer, KVArgs, Pool, Region, Topology
 from kv_core.contract.options import parse_options
 from kv_core.contract.records import (
@@ -163,6 +164,8 @@ __all__ = [
     "FlightRecorder",
     "IncompatibleBackend",
     "InvalidConfig",
+    "ItemBlock",
+    "ItemLayout",
     "KVArgs",
     "KVCoreError",
     "KVEventBatch",

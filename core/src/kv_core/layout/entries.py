@@ -17,6 +17,8 @@ from kv_core.layout.shares import first_unit
 I64 = npt.NDArray[np.int64]
 Key: TypeAlias = tuple[int, str, int]
 """Layer, part, and which of those with the same layer and part."""
+COLUMNS = ("units", "total", "unit_bytes", "rows", "offset", "row_stride", "unit_stride")
+"""What an entry has from its block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,33 +51,34 @@ def entries_of(pool: PoolLayout, place: Topology) -> Entries:
     """The entries of a rank's pool. An auxiliary row belongs to no layer and is every rank's; the item of an opaque pool
     is one unit of each tensor-parallel rank.
     """
-    per_buffer = [_blocks(pool, buffer, place) for buffer in range(pool.num_buffers)]
-    buffers = np.repeat(np.arange(pool.num_buffers), [len(blocks) for blocks in per_buffer])
-    blocks = [block for row in per_buffer for block in row]
-    layer = np.full(buffers.size, NO_LAYER) if pool.name == AUX_POOL else pool.layer[buffers]
-
-    def column(name: str) -> I64:
-        return np.array([getattr(block, name) for block in blocks], np.int64)
-
-    total = column("total")
+    blocks, buffer, at = _blocks(pool, place)
+    columns = {name: np.array([getattr(block, name) for block in blocks], np.int64)[at] for name in COLUMNS}
+    stride = pool.item_len.astype(np.int64)[buffer]
+    if pool.name == AUX_POOL or not pool.items:
+        columns |= dict.fromkeys(("unit_bytes", "unit_stride", "row_stride"), stride)
+    layer = np.full(buffer.size, NO_LAYER) if pool.name == AUX_POOL else pool.layer[buffer]
+    names = [block.part for block in blocks]
     seen: Counter[tuple[int, str]] = Counter()
     keys: list[Key] = []
-    for number, block, buffer in zip(layer.tolist(), blocks, buffers.tolist(), strict=True):
-        name = (number, block.part or pool.parts[buffer])
+    for number, block, position in zip(layer.tolist(), at.tolist(), buffer.tolist(), strict=True):
+        name = (number, names[block] or pool.parts[position])
         keys.append((*name, seen[name]))
         seen[name] += 1
-    return Entries(
-        tuple(keys), buffers, layer, pool.item_len.astype(np.int64)[buffers], first_unit(total, place.tp_rank, place.tp_size),
-        column("units"), total, column("unit_bytes"), column("rows"), column("offset"), column("row_stride"),
-        column("unit_stride"),
-    )  # fmt: skip
+    first = first_unit(columns["total"], place.tp_rank, place.tp_size)
+    return Entries(tuple(keys), buffer, layer, stride, first, **columns)
 
 
-def _blocks(pool: PoolLayout, buffer: int, place: Topology) -> tuple[ItemBlock, ...]:
-    if pool.items and pool.name != AUX_POOL:
-        return pool.items[int(pool.item_of[buffer])].blocks
-    total = 1 if pool.name == AUX_POOL else place.tp_size
-    return (ItemBlock(1, total, int(pool.item_len[buffer])),)
+def _blocks(pool: PoolLayout, place: Topology) -> tuple[list[ItemBlock], I64, I64]:
+    """Different blocks; and for each entry the buffer, and which of the blocks it is."""
+    if not pool.items or pool.name == AUX_POOL:
+        total = 1 if pool.name == AUX_POOL else place.tp_size
+        buffer = np.arange(pool.num_buffers)
+        return [ItemBlock(1, total, 1)], buffer, np.zeros_like(buffer)
+    counts = np.array([len(item.blocks) for item in pool.items])
+    first, count = (np.cumsum(counts) - counts)[pool.item_of], counts[pool.item_of]
+    buffer = np.repeat(np.arange(pool.num_buffers), count)
+    within = np.arange(buffer.size) - np.repeat(np.cumsum(count) - count, count)
+    return [block for item in pool.items for block in item.blocks], buffer, np.repeat(first, count) + within
 
 
 def match(source: Entries, destination: Entries) -> tuple[Entries, Entries]:
