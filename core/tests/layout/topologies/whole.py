@@ -107,6 +107,8 @@ def whole_product(most: int) -> Callable[[int, int, Tally, int], None]:
     return run
 
 
+EVERY = 1 << 30
+
 AXES: dict[str, Callable[[int, int, Tally, int], None]] = {
     "tensor": tensor,
     "pipeline": listed(cases.pipeline_cases),
@@ -118,11 +120,11 @@ AXES: dict[str, Callable[[int, int, Tally, int], None]] = {
 
 
 def run_all(step: int, limit: int, seed: int, only: str | None = None) -> Iterator[tuple[str, Tally, float]]:
-    """Each axis in turn."""
+    """Each axis in turn, with all decode ranks of a case; of the product's cases with ``limit`` of them."""
     for name, axis in AXES.items():
         if only in (None, name):
             tally, start = Tally(), time.process_time()
-            axis(step, limit, tally, seed)
+            axis(step, limit if name == "product" else EVERY, tally, seed)
             yield name, tally, time.process_time() - start
 
 
@@ -131,7 +133,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Plans of all topologies against a tensor of the whole model's cache.")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--step", type=int, default=1, help="try every so manyth case only")
-    parser.add_argument("--ranks", type=int, default=4, help="decode ranks of a case, chosen by its seed")
+    parser.add_argument("--ranks", type=int, default=4, help="decode ranks of a case of the product, by its seed")
     parser.add_argument("--only", choices=list(AXES))
     options = parser.parse_args()
     print(f"seed {options.seed}")
