@@ -56,7 +56,7 @@ def item_findings(local: MemoryLayout, remote: MemoryLayout, places: Sides) -> l
         mine, theirs = local.pool(name), remote.pool(name)
         if mine is None or theirs is None:
             # A pipeline stage may have no layer of a kind of state; rows of requests and pages every rank has.
-            if name in (AUX_POOL, KV_POOL) or places.local.pp_size == places.remote.pp_size:
+            if name in (AUX_POOL, KV_POOL) or _same_layers(places):
                 found.append(Finding(None, Difference(f"pool {name}", presence(mine), presence(theirs))))
         elif int(max(mine.item_len.max(), theirs.item_len.max())) > LONGEST:
             lengths = (str(pool.item_len.max()) for pool in (mine, theirs))
@@ -104,13 +104,20 @@ def _wrong_share(entries: Entries, place: Topology) -> str:
     return "right"
 
 
+def _same_layers(places: Sides) -> bool:
+    """Whether the two ranks must have the same layers."""
+    local, remote = places.local, places.remote
+    if local.pp_size != remote.pp_size or local.pp_rank != remote.pp_rank:
+        return False
+    return local.pp_size == 1 or not places.uneven
+
+
 def _key_findings(name: str, mine: Entries, theirs: Entries, places: Sides) -> list[Finding]:
     """Layers and parts that one side has and the other, which should, does not have."""
     found = []
     layers = sorted(set(mine.layer.tolist())), sorted(set(theirs.layer.tolist()))
     sizes = places.local.pp_size, places.remote.pp_size
-    same_place = sizes[0] == sizes[1] and places.local.pp_rank == places.remote.pp_rank
-    if layers[0] != layers[1] and same_place and (sizes[0] == 1 or not places.uneven):
+    if layers[0] != layers[1] and _same_layers(places):
         rule = None if sizes[0] == 1 else STAGES
         found.append(Finding(rule, Difference(f"{name}.layer", listed(layers[0]), listed(layers[1]))))
     if name == KV_POOL and sizes[0] != sizes[1] and (NO_LAYER in layers[0] or NO_LAYER in layers[1]):

@@ -65,9 +65,10 @@ def plan_transfer(
 
     ``local_sends``: whether the local side holds what is moved (prefill's). It matters where several ranks hold the same
     bytes, of which one sends them. ``uneven``: as many pipeline stages may have other layers, for the ranks were mapped
-    with ``Stages``; whether all layers come from somewhere says ``missing_layers``. Pools come as KV, states by name, auxiliary rows; one of which this rank sends nothing
-    to that rank is left out. Numbers of items, kinds of memory and devices may differ. Raises ``LayoutMismatch`` with
-    every difference; ``UnsupportedTopology``, one of its kind, if nothing but topologies stands in the way.
+    with ``Stages``; whether all layers come from somewhere says ``missing_layers``. Pools come as KV, states by name,
+    auxiliary rows; one of which this rank sends nothing to that rank is left out. Numbers of items, kinds of memory and
+    devices may differ. Raises ``LayoutMismatch`` with every difference; ``UnsupportedTopology``, one of its kind, if
+    nothing but topologies stands in the way.
     """
     findings = _findings(local, remote, Sides(local_topology, remote_topology, uneven))
     if findings:

@@ -68,11 +68,18 @@ def held(total: int, rank: int, size: int) -> list[int]:
 
 @dataclass
 class Model:
-    """Numbers of all bytes, each one's own; 0 is poison. ``kv``: (layer, part, token, head, byte)."""
+    """Numbers of all bytes, each one's own; 0 is poison.
+
+    ``kv``: for each layer (part, token, head, byte), every second layer's heads a byte longer. ``window``: the same of the
+    odd layers' other pages, of which only those from token ``begin`` on are kept.
+    """
 
     case: Case
-    kv: np.ndarray = field(init=False)
+    kv: list[np.ndarray] = field(init=False)
+    window: dict[int, np.ndarray] = field(init=False)
+    begin: int = field(init=False)
     state: dict[str, np.ndarray] = field(init=False)
+    opaque: np.ndarray = field(init=False)
     aux: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,6 +88,7 @@ class Model:
         # Every side's last page in full: what lies behind the prompt is there, and must not be moved.
         span = max(case.source.page, case.destination.page)
         tokens = -(-case.tokens // span) * span
+        self.begin = case.tokens // 2 // span * span
         counter = 1
 
         def fresh(*shape: int) -> np.ndarray:
@@ -88,34 +96,30 @@ class Model:
             first, counter = counter, counter + int(np.prod(shape))
             return np.arange(first, counter, dtype=np.uint32).reshape(shape)
 
-        self.kv = fresh(case.layers, len(case.parts), tokens, heads, width)
+        self.kv = [fresh(len(case.parts), tokens, heads, width + layer % 2) for layer in range(case.layers)]
+        self.window = {layer: fresh(1, tokens, heads, 1) for layer in range(1, case.layers, 2)}
         channels = int(np.lcm(case.source.tp, case.destination.tp))
-        self.state = {  # convolution channels sharded alike on no side but by number, groups that all ranks hold
+        self.state = {  # convolution channels that all sizes share, and a group that every rank holds
             "x": fresh(case.layers, STATE_ROWS, 2 * channels, 2),
             "b": fresh(case.layers, STATE_ROWS, 1, 3),
         }
+        self.opaque = fresh(case.layers, case.source.tp, 7)  # moves between equal tensor parallel sizes only
         self.aux = fresh(11)
 
-    def page_bytes(self, side: Side, rank: int, layer: int, positions: np.ndarray) -> list[np.ndarray]:
-        """For each buffer of a layer on a tensor-parallel rank, the bytes of its pages: (position, byte)."""
-        heads = held(self.kv.shape[3], rank, side.tp)
+    def cut(self, side: Side, rank: int, whole: np.ndarray, positions: np.ndarray, *, wanted: bool) -> list[np.ndarray]:
+        """The bytes of the pages at these positions on a tensor-parallel rank, (position, byte): for each part, or of all
+        parts together. ``wanted``: poison where a token is not moved, behind the prompt.
+        """
         parts = []
-        for part in range(len(self.case.parts)):
-            tokens = self.kv[layer, part][:, heads]
-            pages = tokens.reshape(-1, side.page, *tokens.shape[1:])[positions]
+        for tokens in whole:
+            if wanted:
+                tokens = np.where(np.arange(len(tokens))[:, None, None] < self.case.tokens, tokens, POISON)  # noqa: PLW2901
+            mine = tokens[:, held(tokens.shape[1], rank, side.tp)]
+            pages = mine.reshape(-1, side.page, *mine.shape[1:])[positions]
             if side.order == "HND":
                 pages = pages.transpose(0, 2, 1, 3)
             parts.append(pages.reshape(len(positions), int(np.prod(pages.shape[1:]))))
         return [np.concatenate(parts, axis=1)] if side.fused else parts
-
-    def wanted(self, side: Side, rank: int, layer: int, positions: np.ndarray) -> list[np.ndarray]:
-        """The same, poison where a token is not moved: behind the prompt."""
-        whole = self.kv
-        self.kv = np.where(np.arange(whole.shape[2])[:, None, None] < self.case.tokens, whole, POISON)
-        try:
-            return self.page_bytes(side, rank, layer, positions)
-        finally:
-            self.kv = whole
 
     def state_bytes(self, side: Side, rank: int, layer: int) -> np.ndarray:
         """The bytes of an item of convolution state: rows of x, then b."""

@@ -26,6 +26,18 @@ from kv_core.layout import (
 SPARE = 2
 
 
+class Held(NamedTuple):
+    """Pages of a pool that a rank has: numbers and positions; ``num_items`` there are."""
+
+    pages: np.ndarray
+    positions: np.ndarray
+    num_items: int
+
+    def at(self, place: Topology) -> Pages:
+        """What the engine tells of them."""
+        return Pages(self.pages, int(self.positions[0]) if len(self.positions) else 0, place.cp_size)
+
+
 class Rank(NamedTuple):
     """A rank's memory: one number for each byte, all regions one after the other from ``bases`` on."""
 
@@ -33,9 +45,30 @@ class Rank(NamedTuple):
     layout: MemoryLayout
     bases: np.ndarray
     memory: np.ndarray
-    pages: np.ndarray
-    positions: np.ndarray
+    kv: Held
+    window: Held
     slot: int
+
+
+class Memory:
+    """Buffers one after the other: the engine's description of them and what is in them."""
+
+    def __init__(self) -> None:
+        self.address = 4096
+        self.contents: list[np.ndarray] = []
+
+    def buffer(
+        self, rows: np.ndarray, where: np.ndarray, num_items: int, layer: int, part: str, item: ItemLayout | None
+    ) -> Buffer:
+        """A buffer with these rows at these items, poison elsewhere."""
+        length = rows.shape[1]
+        assert item is None or item.nbytes == length
+        content = np.full((num_items, length), POISON, np.uint32)
+        content[where.astype(np.intp)] = rows
+        self.contents.append(content)
+        made = Buffer(self.address, length, num_items, layer, part, item)
+        self.address += content.size
+        return made
 
 
 class World:
@@ -55,63 +88,67 @@ class World:
         """A source (0) with its bytes, or a destination (1) full of poison."""
         case = self.case
         side = (case.source, case.destination)[which]
-        last = -(-case.tokens // side.page)
-        positions = np.arange(place.cp_rank, last, side.cp)
-        if which:
-            positions = positions[positions >= case.prefix]
-        num_items = len(positions) + SPARE
-        pages = self.rng.permutation(num_items)[: len(positions)].astype(np.uint64)
+        positions = np.arange(place.cp_rank, -(-case.tokens // side.page), side.cp)
+        kv = self._held(positions[positions >= case.prefix] if which else positions)
+        window = self._held(positions[positions >= self.model.begin // side.page])
         slot = int(self.rng.integers(3))
-        args, contents = self._memory(side, place, case.stages[which][place.pp_rank], positions, pages, num_items, slot)
+        args, contents = self._memory(side, place, case.stages[which][place.pp_rank], kv, window, slot)
         layout = MemoryLayout.from_wire(MemoryLayout.of(args).to_wire())
         sizes = [region.nbytes for region in layout.regions()]
         memory = np.concatenate([content.ravel() for content in contents])
         assert memory.size == sum(sizes)
         if which:
             memory = np.full(memory.size, POISON, np.uint32)
-        return Rank(place, layout, np.concatenate(([0], np.cumsum(sizes)[:-1])), memory, pages, positions, slot)
+        return Rank(place, layout, np.concatenate(([0], np.cumsum(sizes)[:-1])), memory, kv, window, slot)
+
+    def _held(self, positions: np.ndarray) -> Held:
+        num_items = len(positions) + SPARE
+        return Held(self.rng.permutation(num_items)[: len(positions)].astype(np.uint64), positions, num_items)
 
     def _memory(
-        self, side: Side, place: Topology, layers: range, positions: np.ndarray, pages: np.ndarray, num_items: int,
-        slot: int, *, wanted: bool = False,
-    ) -> tuple[KVArgs, list[np.ndarray]]:  # fmt: skip
+        self, side: Side, place: Topology, layers: range, kv: Held, window: Held, slot: int, *, wanted: bool = False
+    ) -> tuple[KVArgs, list[np.ndarray]]:
         """The engine's description, and what each buffer holds."""
-        model, case = self.model, self.case
-        heads, width = model.kv.shape[3:]
-        parts = case.parts if side.fused else ("",)
-        page = ItemLayout.page(side.page, heads, width, tp_size=side.tp, order=side.order, parts=parts)
-        state = ItemLayout.state(
-            [(name, array.shape[2], array.shape[3]) for name, array in model.state.items()],
-            tp_size=side.tp, rows=STATE_ROWS,
-        )  # fmt: skip
-        buffers, states, contents = [], [], []
-        cut = model.wanted if wanted else model.page_bytes
-        address = 4096
-        for layer in layers:
-            for part, rows in enumerate(cut(side, place.tp_rank, layer, positions)):
-                assert rows.shape[1] == page.nbytes
-                buffers.append(
-                    Buffer(address, page.nbytes, num_items, layer, "" if side.fused else case.parts[part], page)
-                )
-                content = np.full((num_items, page.nbytes), POISON, np.uint32)
-                content[pages.astype(np.intp)] = rows
-                contents.append(content)
-                address += content.size
-        for layer in layers if case.state else ():
-            row = model.state_bytes(side, place.tp_rank, layer)
-            states.append(Buffer(address, row.size, 3, layer, item=state))
-            content = np.full((3, row.size), POISON, np.uint32)
-            content[slot] = row
-            contents.append(content)
-            address += content.size
+        model, case, memory = self.model, self.case, Memory()
+
+        def pages(whole: np.ndarray, layer: int, held: Held, parts: tuple[str, ...]) -> list[Buffer]:
+            heads, width = whole.shape[2:]
+            blocks = parts if side.fused else ("",)
+            item = ItemLayout.page(side.page, heads, width, tp_size=side.tp, order=side.order, parts=blocks)
+            rows = model.cut(side, place.tp_rank, whole, held.positions, wanted=wanted)
+            names = ("",) if side.fused else parts
+            return [
+                memory.buffer(part, held.pages, held.num_items, layer, name, item)
+                for name, part in zip(names, rows, strict=True)
+            ]
+
+        buffers = [one for layer in layers for one in pages(model.kv[layer], layer, kv, case.parts)]
+        states = []
+        if case.state:
+            parts = [(name, array.shape[2], array.shape[3]) for name, array in model.state.items()]
+            item = ItemLayout.state(parts, tp_size=side.tp, rows=STATE_ROWS)
+            rows = [model.state_bytes(side, place.tp_rank, layer)[None, :] for layer in layers]
+            conv = [
+                memory.buffer(row, np.array([slot]), 3, layer, "", item)
+                for layer, row in zip(layers, rows, strict=True)
+            ]
+            states.append(Pool("conv", tuple(conv)))
+            odd = [one for layer in layers if layer % 2 for one in pages(model.window[layer], layer, window, ("w",))]
+            states += [Pool("window", tuple(odd))] if odd else []
+        if case.source.tp == case.destination.tp:
+            rows = [model.opaque[layer, place.tp_rank][None, :] for layer in layers]
+            found = [
+                memory.buffer(row, np.array([slot]), 3, layer, "", None)
+                for layer, row in zip(layers, rows, strict=True)
+            ]
+            states.append(Pool("opaque", tuple(found)))
         row = np.full((4, model.aux.size), POISON, np.uint32)
         row[slot] = model.aux
-        contents.append(row)
         args = KVArgs(
-            kv=Pool("kv", tuple(buffers)), states=(Pool("conv", tuple(states)),) if states else (),
-            aux=Pool.uniform("aux", [address], model.aux.size, 4), page_size=side.page, topology=place,
+            kv=Pool("kv", tuple(buffers)), states=tuple(states), page_size=side.page, topology=place,
+            aux=Pool.uniform("aux", [memory.address], model.aux.size, 4),
         )  # fmt: skip
-        return args, contents
+        return args, [*memory.contents, row]
 
     def source(self, ranks: tuple[int, int, int, int]) -> Rank:
         if ranks not in self.sources:
@@ -151,12 +188,13 @@ class World:
 
     def batches(self, plan: TransferPlan, local: Rank, remote: Rank) -> list[Batch]:
         """Two chunks, cut between the local side's pages; the second one with state and row."""
-        here, there = pages_of(local), pages_of(remote)
+        here, there = local.kv.at(local.place), remote.kv.at(remote.place)
         at = len(here.items) // 2
         rest = {
             name: (Pages(np.array([local.slot], np.uint64)), Pages(np.array([remote.slot], np.uint64)))
-            for name in ("conv", "aux")
+            for name in ("conv", "opaque", "aux")
         }
+        rest["window"] = (local.window.at(local.place), remote.window.at(remote.place))
         first = Pages(here.items[:at], here.first, here.step)
         second = Pages(here.items[at:], here.first + at * here.step, here.step)
         return [page_batch(plan, {"kv": (first, there)}), page_batch(plan, {"kv": (second, there), **rest})]
@@ -182,7 +220,7 @@ class World:
             local_sends=False,
             uneven=True,
         )
-        here, there = pages_of(source), pages_of(rank)
+        here, there = source.kv.at(source.place), rank.kv.at(rank.place)
         mine = page_batch(plan, {"kv": (here, there)})
         other = page_batch(theirs, {"kv": (there, here)})
         seen = [stream(mine, "local", source), stream(mine, "remote", rank), stream(other, "local", rank)]
@@ -194,11 +232,9 @@ class World:
     def check(self, rank: Rank, counts: np.ndarray) -> None:
         """Every byte that the prompt has here was written once, from the right byte; nothing else was touched."""
         case, place = self.case, rank.place
-        num_items = len(rank.positions) + SPARE
         _, contents = self._memory(
-            case.destination, place, case.stages[1][place.pp_rank], rank.positions, rank.pages, num_items, rank.slot,
-            wanted=True,
-        )  # fmt: skip
+            case.destination, place, case.stages[1][place.pp_rank], rank.kv, rank.window, rank.slot, wanted=True
+        )
         expected = np.concatenate([content.ravel() for content in contents])
         np.testing.assert_array_equal(rank.memory, expected)
         np.testing.assert_array_equal(counts, (expected != POISON).astype(np.int64))
@@ -217,10 +253,6 @@ class World:
 
 def topology(ranks: tuple[int, ...], side: Side) -> Topology:
     return Topology(ranks[0], side.tp, ranks[1], side.pp, ranks[2], side.cp, ranks[3], side.dp)
-
-
-def pages_of(rank: Rank) -> Pages:
-    return Pages(rank.pages, int(rank.positions[0]) if len(rank.positions) else 0, rank.place.cp_size)
 
 
 def spread(start: np.ndarray, length: np.ndarray) -> np.ndarray:
