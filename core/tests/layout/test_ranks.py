@@ -133,6 +133,13 @@ def test_state_comes_from_one_context_parallel_rank():
     assert [ranks[2] for ranks in mapping((1, 1, 4, 1), place, states=states).required] == [1, 2, 3]
 
 
+def test_other_pages_may_come_from_any_context_parallel_rank():
+    item = ItemLayout.page(12, 8, 2)
+    states = (Pool.uniform("window", [4096], item.nbytes, 1, item=item),)
+    place = Topology(cp_rank=1, cp_size=2)
+    assert [ranks[2] for ranks in mapping((1, 1, 4, 1), place, states=states).required] == [0, 1, 2, 3]
+
+
 def test_the_rules_that_refuse():
     place = Topology(tp_size=4, pp_size=2)
     opaque = (Pool.uniform("conv", [4096], 8, 1),)

@@ -46,10 +46,10 @@ class Stages:
 
 
 class _Kind(NamedTuple):
-    """What is the same for many blocks: how they are shared."""
+    """What is the same for many blocks: how they are shared. ``tokens``: of a page; 0: no page."""
 
     total: int
-    paged: bool
+    tokens: int
     layered: bool
 
 
@@ -131,10 +131,10 @@ def check_sizes(local: Topology, remote_sizes: Ranks, layout: MemoryLayout, page
 
 def _kinds_of(pool: PoolLayout, place: Topology) -> set[_Kind]:
     if pool.name == AUX_POOL:
-        return {_Kind(1, paged=False, layered=False)}
+        return {_Kind(1, 0, layered=False)}
     totals = {block.total for item in pool.items for block in item.blocks} or {place.tp_size}
     layered = {layer != NO_LAYER for layer in set(pool.layer.tolist())}
-    return {_Kind(total, bool(pool.tokens), numbered) for total in totals for numbered in layered}
+    return {_Kind(total, pool.tokens, numbered) for total in totals for numbered in layered}
 
 
 def serving(
@@ -148,7 +148,7 @@ def serving(
     count = local.tp_size * local.pp_size * local.cp_size
     found = np.zeros((local.tp_size, tp, local.pp_size, pp, local.cp_size, cp), np.bool_)
     for kind in {kind for pool in layout.pools for kind in _kinds_of(pool, local)}:
-        by_cp = _page_matrix(cp, local, layout.pools[0].tokens, page_size) if kind.paged else _whole(cp, local.cp_size)
+        by_cp = _cp_matrix(cp, local, kind.tokens, layout.pools[0].tokens, page_size)
         turns = spare(kind.total, tp, local.tp_size) if kind.layered else 1
         for turn in range(turns):
             by_tp = _tp_matrix(kind.total, tp, local, turn)
@@ -192,17 +192,16 @@ def _unlayered(prefill: int, decode: int) -> Bools:
     return np.array([sends_unlayered(*pair) for pair in places]).reshape(decode, prefill)
 
 
-def _page_matrix(prefill: int, local: Topology, tokens: int, page_size: int) -> Bools:
-    theirs = page_size or tokens
-    small = min(tokens, theirs)
-    found: Bools = page_matrix(prefill, local.cp_size, theirs // small, tokens // small)
-    return found
-
-
-def _whole(prefill: int, decode: int) -> Bools:
-    found = np.zeros((decode, prefill), np.bool_)
-    for mine in range(decode):
-        found[mine, sender(mine, decode, prefill)] = True
+def _cp_matrix(prefill: int, local: Topology, tokens: int, kv_tokens: int, page_size: int) -> Bools:
+    found = np.zeros((local.cp_size, prefill), np.bool_)
+    if not tokens:
+        mine = np.arange(local.cp_size)
+        found[mine, sender(mine, local.cp_size, prefill)] = True
+    elif tokens == kv_tokens:
+        theirs = page_size or tokens
+        found = page_matrix(prefill, local.cp_size, theirs // min(tokens, theirs), tokens // min(tokens, theirs))
+    else:
+        found[:] = True  # pages of another size: prefill's is not known before the layouts are there
     return found
 
 
