@@ -1,6 +1,7 @@
-"""Measure kv-core over a backend: goodput, the engine thread's time, the control plane, latency, frozen peers.
+"""Measure kv-core over a backend: goodput, the engine thread's time, the control plane, latency, frozen peers; planning.
 
-    python -m benchmarks.bench [--quick] [--json] [--only goodput,sync,frozen,calls,control,latency,observation] [--rounds 5]
+    python -m benchmarks.bench [--quick] [--json] [--only goodput,sync,frozen,calls,control,latency,observation,planning]
+                               [--rounds 5]
                                [--backend fake|nixl|mooncake] [--fabric cma|tcp] [--env NAME=VALUE] [--option NAME=VALUE]
 
 Starts a prefill and a decode process on this machine; everything printed comes from this one run. How to read it stands
@@ -17,11 +18,12 @@ import sys
 from importlib import metadata
 from typing import Any
 
+from benchmarks import unequal_cost
 from benchmarks.harness import frozen, goodput, latency, observation, rooms, sync, tables
 from benchmarks.harness.figures import machine
 from benchmarks.harness.ranks import Pair
 
-SECTIONS = ("goodput", "sync", "frozen", "calls", "control", "latency", "observation")
+SECTIONS = ("goodput", "sync", "frozen", "calls", "control", "latency", "observation", "planning")
 FABRICS: dict[str, dict[str, dict[str, str]]] = {
     "nixl": {"cma": {}, "tcp": {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo"}},
     "mooncake": {"tcp": {"MC_FORCE_TCP": "1"}},
@@ -56,6 +58,9 @@ def run(section: str, options: argparse.Namespace) -> Any:
     settings = {"options": options.option} if options.option else {}
     if section == "frozen":
         return frozen.run(backend, environment, quick=quick, rounds=rounds, options=settings, tell=tell)
+    if section == "planning":
+        tell("planning between unequal topologies")
+        return unequal_cost.run()
     with Pair(backend, environment) as pair:
         if section == "goodput":
             result: Any = goodput.run(

@@ -1,6 +1,6 @@
 """What planning costs between unequal topologies: microseconds for a peer and for a chunk, descriptors for a page.
 
-    python -m benchmarks.unequal_cost [--layers 64] [--pages 256] [--json]
+    python -m benchmarks.unequal_cost [--layers 64] [--pages 256] [--json]       # or: python -m benchmarks.bench --only planning
 
 One prefill and one decode rank of each pair; a model of 8 KV heads of 256 bytes (or one latent vector of 1,152), pages of
 16 tokens. ``copies`` are what is left of a chunk's descriptors when neighbours are merged, with pages at random places and
@@ -17,8 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from benchmarks.harness.tables import planning
 from benchmarks.layout_cost import items_of, median_us
 from kv_core.contract.items import ItemLayout
 from kv_core.contract.memory import Buffer, KVArgs, Pool, Topology
@@ -135,6 +134,13 @@ def large(layers: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def run(layers: int = 64, pages: int = 256) -> dict[str, Any]:
+    """All pairs, and the large room."""
+    return {
+        "layers": layers, "pages": pages, "pairs": [measure(name, layers, pages) for name in PAIRS], "large": large(layers),
+    }  # fmt: skip
+
+
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Cost of planning between unequal topologies.")
@@ -142,16 +148,8 @@ def main() -> int:
     parser.add_argument("--pages", type=int, default=256, help="pages of 16 tokens in a chunk")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     options = parser.parse_args()
-    rows = [measure(name, options.layers, options.pages) for name in PAIRS]
-    whole = large(options.layers)
-    if options.json:
-        print(json.dumps({"layers": options.layers, "pages": options.pages, "pairs": rows, "large": whole}))
-        return 0
-    print(f"{options.layers} layers, chunks of {options.pages} pages of {PAGE} tokens; numpy {np.__version__}")
-    print(f"{COLUMNS[0]:>20} " + " ".join(f"{name:>13}" for name in COLUMNS[1:]))
-    for row in rows:
-        print(f"{row['pair']:>20} " + " ".join(f"{row[name]:>13}" for name in COLUMNS[1:]))
-    print("a large room, 16 -> 64 tokens HND: " + ", ".join(f"{name} {value}" for name, value in whole.items()))
+    result = run(options.layers, options.pages)
+    print(json.dumps(result) if options.json else "\n".join(planning(result)))
     return 0
 
 

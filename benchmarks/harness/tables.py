@@ -47,7 +47,7 @@ def report(result: dict[str, Any]) -> Iterator[str]:
         yield f"{result['engine'] or 'No engine'}; {', '.join(settings) or 'no settings'}."
     parts: dict[str, Callable[[Any], Iterator[str]]] = {
         "goodput": goodput, "sync": sync, "frozen": frozen, "calls": calls, "control": control, "latency": latency,
-        "observation": observation,
+        "observation": observation, "planning": planning,
     }  # fmt: skip
     for name, lines in parts.items():
         if name in result:
@@ -221,3 +221,25 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
+
+
+def planning(result: dict[str, Any]) -> Iterator[str]:
+    """Pairs of topologies: what a peer and a chunk cost, and what of it goes to the engine."""
+    yield f"### Planning: {result['layers']} layers, chunks of {result['pages']} pages of 16 tokens, one pair of ranks"
+    yield ""
+    head = (
+        "pair", "bytes a page", "descriptors a page", "plan, once per peer, us", "batch, us", "copies, at random", "made in us",
+        "copies, side by side", "made in us", "bytes at 25 GB/s, us",
+    )  # fmt: skip
+    names = (
+        "pair", "bytes_page", "desc_page", "plan_us", "batch_us", "copies_random", "copies_us", "copies_contig", "contig_us",
+        "wire_us",
+    )  # fmt: skip
+    yield from table(head, [[row[name] for name in names] for row in result["pairs"]])
+    large = result["large"]
+    yield ""
+    yield (
+        f"A room of {large['pages']:,} pages in {large['buffers']} buffers, 16 to 64 tokens in HND: its batch takes "
+        f"{large['batch_us'] / 1000:.1f} ms and leaves {large['objects']} objects; it is cut into {large['batches']:,} batches "
+        f"in {large['split_s'] * 1000:.0f} ms."
+    )
