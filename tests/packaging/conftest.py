@@ -23,10 +23,18 @@ from tests.packaging.environments import (
 )
 
 
+LONG = (
+    "test_nixl_conformance", "test_mooncake_conformance", "tests/packaging/", "test_mori_conformance",
+    "test_fake_conformance",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several processes share the tests, the longest ones come first, so that nobody waits for them at the end."""
+    """Where several processes share the tests, the longest ones come first, so that nobody waits for them at the end: those
+    that mostly wait beside those that mostly work.
+    """
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: "tests/packaging/" not in item.nodeid)
+        items.sort(key=lambda item: next((at for at, part in enumerate(LONG) if part in item.nodeid), len(LONG)))
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,9 +59,12 @@ def serving() -> Iterator[dict[str, Any]]:
         assert process.stdout is not None
         yield {**json.loads(process.stdout.readline()), "process": process}
     finally:
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        process.terminate()  # and not SIGINT, which is ignored where a shell runs the tests in the background
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.communicate()
     assert process.returncode == 0, errors
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from time import monotonic
 
@@ -33,7 +34,12 @@ def run(settings: DoctorSettings, *, as_json: bool) -> int:
 
 
 def serve(settings: DoctorSettings, backend: str, addr: str, *, as_json: bool) -> int:
-    """Be a prefill side that waits for ``kv-core doctor --peer``, until Ctrl-C. Exit status 1 if it can't (any more)."""
+    """Be a prefill side that waits for ``kv-core doctor --peer``, until Ctrl-C or SIGTERM. Exit status 1 if it can't (any more).
+
+    For the main thread: it takes SIGTERM, which is how containers and scripts end what they run (a shell's background jobs
+    ignore SIGINT).
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     host, port = serving_address(addr)
     manager = ManagerSettings(
         backend, host, settings.advertised_host, settings.options_for(Role.PREFILL), settings.require_transport,
