@@ -22,7 +22,6 @@ from tests.packaging.environments import (
     succeed,
 )
 
-
 LONG = (
     "test_nixl_conformance", "test_mooncake_conformance", "tests/packaging/", "test_mori_conformance",
     "test_fake_conformance",
