@@ -90,7 +90,9 @@ class _RoomHandle:
 
     def is_release_safe(self) -> bool:
         """See ``BaseKVHandle.is_release_safe``."""
-        return self._room.release_safe
+        # Both are needed: the pages are given back before the end is shown, so that who sees an end knows of its pages at once;
+        # in between the room has not ended yet for anybody who looks.
+        return self._room.release_safe and self._room.poll.terminal
 
     def abort(self, reason: str = "") -> None:
         """See ``BaseKVHandle.abort``."""
