@@ -24,7 +24,7 @@ ENGINE_STAMPS = $(ENGINES:%=$(STAMPS)/engine-%)
 # Processes that share the tests: many tests wait, for a peer or for an installation. A module (or class) of tests is one
 # piece of work, so that its fixtures are made once; the order is that of collection, so that the long ones, which
 # tests/packaging moves to the front, don't come last.
-WORKERS ?= 5
+WORKERS ?= 4
 XDIST := --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 BACKEND ?= fake

@@ -28,7 +28,7 @@ RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 OLDEST = "3.10-oldest"
 
 INSTALL_LIMIT_S = 240
-RUN_LIMIT_S = 120
+RUN_LIMIT_S = 400
 
 
 def run(

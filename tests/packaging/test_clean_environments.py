@@ -28,7 +28,7 @@ from tests.packaging.environments import (
 )
 
 # The first test of each Python waits for its environment.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PURE = ("contract", "layout", "protocol")
 EMBEDDED = "fake"
