@@ -312,6 +312,17 @@ def test_a_restart_is_a_gap_whose_replay_begins_with_a_clearing():
                 assert not checker.failed()
 
 
+def test_a_restart_in_the_next_millisecond_is_one():
+    millisecond, profile = 1_700_000_000_000, make_profile("map")
+    last, first = first_of_life(millisecond), first_of_life(millisecond + 1)
+    clearing = AllBlocksCleared("restart", epoch=millisecond + 1)
+    checker = StreamChecker()
+    for seq, event in ((last, stored(1)), (first - 1, clearing), (first, stored(2))):
+        checker.feed([b"", seq.to_bytes(8, "big"), profile.encode(batch(event))], replayed=seq == first - 1)
+    assert checker.lives == 2
+    assert not checker.failed()
+
+
 def test_inproc():
     with (
         publishing(endpoint="inproc://kv-events-test", replay_endpoint=None) as publisher,
