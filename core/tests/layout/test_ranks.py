@@ -162,6 +162,9 @@ def test_an_opaque_rank_is_served_by_equal_sizes_only():
     assert source_ranks(Topology(1, 2), (2, 1, 1, 3), 2, rank) == RankMapping(((1, 0, 0, 2),))
     with pytest.raises(UnsupportedTopology, match="unless both describe their items"):
         source_ranks(Topology(1, 2), (4, 1, 1, 1), 0, rank)
+    with pytest.raises(UnsupportedTopology) as refused:  # as managers ask, which plan for equal sizes only
+        source_ranks(Topology(1, 2), (4, 1, 1, 1), 0)
+    assert refused.value.rule == "tensor, pipeline and context parallel sizes must be equal on both sides"
 
 
 def test_the_largest_topologies_are_mapped():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -215,6 +216,16 @@ def test_a_number_that_begins_anew_is_not_given_up_with_its_former_life(state: s
     stage.prefill.init(stage.source, 2)
     stage.bench.pass_time(1)
     assert [stage.source.poll, again.poll] == [KVPoll.WaitingForInput, KVPoll.Transferring]
+
+
+def test_rooms_that_are_given_up_at_ever_new_addresses_are_not_kept_in_mind_without_bound():
+    decode = Bench().decode()
+    machine = decode.machine
+    machine.settings = replace(SHORT, max_peers=3)
+    for number in range(10):
+        decode.abort(decode.do(machine.open, number, f"boot{number}:8998"))
+    assert list(machine.nodes) == ["boot0:8998", "boot1:8998", "boot2:8998"]
+    assert len(decode.wants(fx.Resolve)) == 3
 
 
 def test_a_server_that_never_answers_is_asked_for_a_given_up_room_until_its_deadline():

@@ -23,7 +23,8 @@ class Buffer:
     """One contiguous buffer of ``num_items`` items of ``item_len`` bytes; item i begins at ``address + i * item_len``.
 
     ``layer`` counts from the model's first layer, whatever pipeline stage holds it; draft layers go on after the last.
-    ``item`` says what an item is made of; None: opaque, it moves whole and between equal topologies only.
+    ``item`` says what an item is made of, for the layout planner; None: opaque, it moves whole and between equal topologies
+    only. Managers do not plan unequal topologies yet: they refuse them in the handshake, whether items are described or not.
     """
 
     address: int

@@ -20,7 +20,8 @@ from kv_core.layout.mismatch import Difference, LayoutMismatch, UnsupportedTopol
 
 AXES = ("tp", "pp", "cp")
 """Axes that must be equal on both sides; a data-parallel rank is a whole copy of the model, so dp may differ."""
-EQUAL_SIZES = "tensor, pipeline and context parallel sizes must be equal on both sides unless both describe their items (Buffer.item)"
+EQUAL_SIZES = "tensor, pipeline and context parallel sizes must be equal on both sides"
+UNLESS_DESCRIBED = f"{EQUAL_SIZES} unless both describe their items (Buffer.item)"
 EQUAL_RANKS = "with equal sizes a rank exchanges pages with the rank at the same place only"
 
 
@@ -48,7 +49,7 @@ def _findings(local: MemoryLayout, remote: MemoryLayout, places: Sides) -> list[
     if described(local) and described(remote):
         return list(item_findings(local, remote, places))
     found = topology_differences(places.local, places.remote)
-    rule = EQUAL_SIZES if any(difference.field.endswith("_size") for difference in found) else EQUAL_RANKS
+    rule = UNLESS_DESCRIBED if any(difference.field.endswith("_size") for difference in found) else EQUAL_RANKS
     return [(rule, d) for d in found] + [(None, d) for d in layout_differences(local, remote)]
 
 

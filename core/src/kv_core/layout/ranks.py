@@ -14,7 +14,7 @@ from kv_core.contract.memory import AUX_POOL, NO_LAYER, Topology
 from kv_core.layout.compare_items import COUNT, MAX_RANKS, MAX_RATIO, NUMBERED, OPAQUE, PAGES, SHARES, described
 from kv_core.layout.memory_map import MemoryLayout, PoolLayout
 from kv_core.layout.mismatch import Difference, UnsupportedTopology
-from kv_core.layout.planner import AXES, EQUAL_SIZES
+from kv_core.layout.planner import AXES, EQUAL_SIZES, UNLESS_DESCRIBED
 from kv_core.layout.shares import divides, first_unit, page_matrix, sender, sends_units, sends_unlayered, spare
 
 Ranks: TypeAlias = tuple[int, int, int, int]
@@ -73,7 +73,8 @@ def source_ranks(
         sizes = zip(AXES, local.sizes, remote_sizes, strict=False)  # dp, the last, need not be equal
         found = [Difference(f"{axis}_size", str(mine), str(theirs)) for axis, mine, theirs in sizes if mine != theirs]
         if found:
-            raise UnsupportedTopology(EQUAL_SIZES, found)
+            # Who names no layout can't plan for other sizes, and describing items would not help.
+            raise UnsupportedTopology(EQUAL_SIZES if layout is None else UNLESS_DESCRIBED, found)
         return RankMapping(((local.tp_rank, local.pp_rank, local.cp_rank, prefill_dp_rank),))
     check_sizes(local, remote_sizes, layout, page_size)
     serves = serving(local, remote_sizes, layout, page_size=page_size, stages=stages)

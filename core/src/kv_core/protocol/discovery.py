@@ -209,6 +209,8 @@ class Discovery(Machine):
             self._regret(peer, room.number, regret)
         if known or room.failure is None or room.failure.code is not FailureCode.ABORTED_LOCAL or regret.until <= now:
             return
+        if room.addr not in self.nodes and len(self.nodes) >= self.settings.max_peers:
+            return  # nobody waits for these servers: what is asked of them for a regret alone must not grow for ever
         node = self._node(room.addr, now)
         if len(node.regrets) < MAX_HELLO_ROOMS:
             node.regrets[room.number] = regret

@@ -18,9 +18,10 @@ from kv_core.cli.doctor.facts.limits import Limits
 from kv_core.cli.doctor.facts.network import Bound, Name, own_address_towards, resolve, try_bind
 from kv_core.cli.doctor.facts.peer import PeerFacts
 from kv_core.cli.doctor.facts.process import ProcessFacts, look_at_processes
-from kv_core.cli.doctor.jobs import MachineSeen, Moved, PluginLoaded, Serving, Trouble
+from kv_core.cli.doctor.jobs import Layout, LayoutBuffer, MachineSeen, Moved, PluginLoaded, Serving, Trouble
 from kv_core.cli.doctor.processes import Outcome
 from kv_core.cli.doctor.settings import DoctorSettings
+from kv_core.contract.memory import Buffer, KVArgs, Pool
 from kv_core.contract.records import CheckStatus, DoctorFinding
 from kv_core.registry import PluginReport, PluginStatus
 from kv_core.runtime.bootstrap.routes import HealthReport, RankHealth, RouteInfo
@@ -53,6 +54,13 @@ def sysfs(
     (port / "link_layer").write_text("InfiniBand\n")
     (port / "gids" / "0").write_text(f"{gid}\n")
     (port / "gids" / "1").write_text("0000:0000:0000:0000:0000:0000:0000:0000\n")
+
+
+def test_a_layout_leaves_out_what_an_engine_may_leave_out():
+    pool = Pool("kv", (Buffer(4096, 16, 1, 0),))
+    args, layout = KVArgs(kv=pool), Layout(kv=(LayoutBuffer(16, 0),))
+    for name in ("page_size", "dtype", "kv_layout", "model", "revision", "num_kv_heads", "head_dim", "extra"):
+        assert getattr(layout, name) == getattr(args, name), name
 
 
 def test_rdma_devices(tmp_path: Path):
