@@ -324,6 +324,7 @@ def _no_way_back(stage: Stage) -> None:
 def _no_way_there(stage: Stage) -> None:
     for peer in list(stage.decode.machine.peers.values()):
         stage.decode.do(stage.decode.machine.on_peer_failed, peer.key, "no way")
+    stage.bench.pump()
 
 
 CAUSES: dict[str, tuple[Callable[[Stage], None], FailureCode]] = {

@@ -28,7 +28,7 @@ from kv_core.protocol.lifecycle import DECODE, PREFILL, STAGE, Action, Event, Ph
 from kv_core.protocol.link import BURST_BYTES, ReliableLink
 from kv_core.protocol.liveness import PeerLiveness
 from kv_core.protocol.opening import objection
-from kv_core.protocol.peers import Peer, PeerPhase
+from kv_core.protocol.peers import Peer, PeerPhase, Unreachable
 from kv_core.protocol.rooms import Room, RoomLink
 from kv_core.protocol.telling import room_event
 from kv_core.protocol.timers import Timers
@@ -254,7 +254,10 @@ class Machine:
             self._sign_of_life(peer, now)
         peer.link.on_ack(packet.ack, now)
         self._dirty[peer] = None
-        if isinstance(packet, msg.Ping):
+        if isinstance(packet, msg.Pong) and peer.unreachable is not None and packet.number >= peer.unreachable.ping:
+            why = f"can't be reached by the transport: {peer.unreachable.message}"
+            self._end_session(peer, FailureCode.TRANSPORT_ERROR, why, now)
+        elif isinstance(packet, msg.Ping):
             self._send(
                 peer, msg.Pong(**self._header(peer), number=packet.number, ack=peer.link.ack, stalled_s=self.stalled_s)
             )
@@ -403,16 +406,24 @@ class Machine:
             return
         if state is not before:
             self._tell_peer(peer, state, f"{peer.liveness.misses} probes unanswered", now, before=before)
+        self._ping(peer)
+        self._timers.set(("probe", peer), peer.liveness.next_probe)
+
+    def _ping(self, peer: Peer) -> None:
         peer.pings += 1
         ping = msg.Ping(**self._header(peer), number=peer.pings, ack=peer.link.ack, endpoint=self.me.endpoint)
         self._send(peer, ping)
-        self._timers.set(("probe", peer), peer.liveness.next_probe)
 
     def on_peer_failed(self, key: PeerKey, message: str, now: float) -> list[Effect]:
-        """The transport could not add or prepare this peer."""
+        """The transport could not add or prepare this peer.
+
+        A transport may be the first to notice that a peer has died. So it is the transport's failure only if the peer
+        answers a ping that was sent after it; one that does not is lost, and is found to be, as any other.
+        """
         peer = self.peers.get(key.name)
-        if peer is not None and peer.session == key.generation:
-            self._end_session(peer, FailureCode.TRANSPORT_ERROR, f"can't be reached by the transport: {message}", now)
+        if peer is not None and peer.session == key.generation and peer.unreachable is None:
+            self._ping(peer)
+            peer.unreachable = Unreachable(message, peer.pings)
         return self._settle(now)
 
     def on_peer_refused(self, key: PeerKey, message: str, now: float) -> list[Effect]:

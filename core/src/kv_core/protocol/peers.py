@@ -31,6 +31,13 @@ class Regret(NamedTuple):
     until: float
 
 
+class Unreachable(NamedTuple):
+    """The transport could not reach the peer; whether the peer lives is known when this ping, or a later one, is answered."""
+
+    message: str
+    ping: int
+
+
 @dataclass(eq=False)
 class Peer:
     """One session with one peer process."""
@@ -51,6 +58,7 @@ class Peer:
     regrets: dict[int, Regret] = field(default_factory=dict)  # decode: by room number, until the handshake
     pings: int = 0
     stalled: bool = False
+    unreachable: Unreachable | None = None
     replaced: bool = False  # another process lives at its address
 
     @property
