@@ -239,7 +239,8 @@ def test_a_hundred_thousand_pages(bench: Bench, monkeypatch: pytest.MonkeyPatch)
     for part in np.array_split(local, 5):
         prefill.do(prefill.machine.send, source, part, {}, None, None)
     for i, chunk in enumerate(prefill.chunks):
-        np.testing.assert_array_equal(chunk.remote, remote[20_000 * i : 20_000 * (i + 1)])
+        np.testing.assert_array_equal(chunk.remote, remote)
+        assert (chunk.start, chunk.local.size) == (20_000 * i, 20_000)
     while prefill.chunks:
         prefill.land()
     bench.pump()
@@ -341,7 +342,8 @@ def test_layer_by_layer(bench: Bench, pair: tuple[Rank, Rank]):
     for layer in LAYERS:
         assert source.phase.value == "ready"
         prefill.send(source, 9, layers=range(layer, layer + 1))
-    assert [chunk.remote.tolist() for chunk in prefill.chunks] == [[3, 4]] * 3 + [[5]] * 3
+    assert [chunk.remote.tolist() for chunk in prefill.chunks] == [[3, 4, 5]] * 6
+    assert [(chunk.start, chunk.local.size) for chunk in prefill.chunks] == [(0, 2)] * 3 + [(2, 1)] * 3
     assert [chunk.start for chunk in prefill.chunks] == [0] * 3 + [2] * 3
     while prefill.chunks:
         assert not target.ended

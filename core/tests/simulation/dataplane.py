@@ -133,10 +133,11 @@ class DataPlane:
         return None
 
     def _units(self, chunk: TransferKVChunk) -> list[Unit]:
-        if chunk.local.size != chunk.remote.size:
-            self._world.referee.broken("I3 release", f"a chunk of {chunk.local.size} pages for {chunk.remote.size}")
+        there = chunk.remote[chunk.start : chunk.start + chunk.local.size]
+        if chunk.local.size != there.size:
+            self._world.referee.broken("I3 release", f"a chunk of {chunk.local.size} pages for {there.size}")
         layers = [layer for layer in LAYERS if chunk.layers is None or layer in chunk.layers]
-        pairs = list(zip(chunk.local.tolist(), chunk.remote.tolist(), strict=True))
+        pairs = list(zip(chunk.local.tolist(), there.tolist(), strict=True))
         units = [Unit("kv", layer, a, b) for layer in layers for a, b in pairs]
         for pool, (_, local, remote) in chunk.states.items():
             units += [Unit(pool, NO_LAYER, a, b) for a, b in zip(local.tolist(), remote.tolist(), strict=True)]

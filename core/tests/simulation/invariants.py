@@ -210,6 +210,8 @@ class Referee:
         phase = handle.phase
         if phase is Phase.OPEN:
             return FOREVER if handle.side == "prefill" and room.links else since + s.bootstrap_timeout_s
+        if phase is Phase.CONFIRMING and self._world.scenario.ranks > 1:
+            return FOREVER  # decode waits for the other ranks, and says so
         if phase in {Phase.VERIFYING, Phase.CONFIRMING}:
             return since + s.transferring_timeout_s
         if phase is Phase.OFFERED or (phase is Phase.READY and handle.side == "prefill"):

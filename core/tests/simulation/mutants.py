@@ -374,7 +374,7 @@ class ShunsForEver(DecodeMachine):
 
 @_mutant("I7 isolation", "decode renews no leases while it queues")
 class RenewsNothing(DecodeMachine):
-    def _renews(self, room: Room) -> bool:
+    def _renews(self, link: RoomLink) -> bool:
         return False
 
 

@@ -37,6 +37,7 @@ from kv_core.protocol.lifecycle import Phase
 from kv_core.protocol.liveness import PeerLiveness
 from kv_core.protocol.peers import Peer
 from kv_core.protocol.rooms import Room, RoomLink
+from kv_core.runtime.rules import Pair, Place
 from kv_core.runtime.transfer import HostMemory, TransferEngine
 
 LIMIT_S = 60.0
@@ -364,6 +365,11 @@ class RecordingSink:
         return [(about, details) for name, about, details in self.events if name == kind]
 
 
+def pair_of(mine: Memory, theirs: Memory, role: Role = Role.PREFILL) -> Pair:
+    """A rank, of prefill if nothing else is said, that looks at one of the other side."""
+    return Pair(role, *(Place(memory.layout, Topology(), 16) for memory in (mine, theirs)))
+
+
 class Bench:
     """An engine over a double, with as many peers as wanted, all in this process."""
 
@@ -377,7 +383,7 @@ class Bench:
         self.targets: dict[str, Memory] = {}
         self._kept: list[Memory] = []  # a peer that is replaced may still be written to
         self.engine = TransferEngine(
-            transport, source.layout, Topology(), config, self.sink, clock, logging.getLogger("test.transfer"),
+            transport, source.layout, config, self.sink, clock, logging.getLogger("test.transfer"),
             capabilities=capabilities,
         )  # fmt: skip
         transport.register_memory(source.layout.regions())
@@ -395,7 +401,7 @@ class Bench:
         self.targets[name] = memory
         self._kept.append(memory)
         liveness = PeerLiveness(1.0, 2, 5, 0.0)
-        return Peer(name, generation, "tcp://127.0.0.1:1", liveness, layout=memory.layout)
+        return Peer(name, generation, "tcp://127.0.0.1:1", liveness, layout=pair_of(self.source, memory))
 
     def chunk(
         self, peer: Peer, local: Sequence[int], remote: Sequence[int], *, room: Room | None = None, **fields: Any

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from core.tests.transfer.support import ALL, POISON, Bench, Memory, bench, settings, until
+from core.tests.transfer.support import ALL, POISON, Bench, Memory, bench, pair_of, settings, until
 from kv_core.contract.enums import Capability, MemoryKind, Role
 from kv_core.contract.memory import Topology
 from kv_core.contract.transport import PoolSlice
@@ -84,7 +84,8 @@ class Arrival:
 
     def __init__(self, b: Bench, source: Memory) -> None:
         self.b = b
-        self.peer = Peer("prefill", 1, "tcp://127.0.0.1:1", None, layout=source.layout)  # type: ignore[arg-type]
+        pair = pair_of(b.source, source, Role.DECODE)
+        self.peer = Peer("prefill", 1, "tcp://127.0.0.1:1", None, layout=pair)  # type: ignore[arg-type]
 
     def verify(
         self, offer: Offer, digests: list[ChunkDigest], aux_rows: tuple[bytes, ...] = (), phase: Phase | None = None

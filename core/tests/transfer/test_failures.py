@@ -259,7 +259,7 @@ def test_indices_that_do_not_go_together_fail_their_room_only():
         b.engine.put(SubmitChunk(chunk))
         until(lambda: b.failure(chunk))
         message, quiescent = b.failure(chunk) or ("", False)
-        assert message.startswith("ValueError: pool 'kv': 2 local items")
+        assert message.startswith("ValueError: pages 0 to 2, but decode named 1")
         assert quiescent
         again = b.submit(peer, [1], [1])
         until(lambda: b.has_landed(again))

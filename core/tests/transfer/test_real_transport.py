@@ -15,12 +15,12 @@ from core.tests.transfer.support import (
     LIMIT_S,
     Memory,
     RecordingSink,
+    pair_of,
     same,
     settings,
     until,
 )
 from kv_core.contract.enums import Role
-from kv_core.contract.memory import Topology
 from kv_core.contract.transport import PeerKey, TransportContext
 from kv_core.protocol.chunks import TransferKVChunk
 from kv_core.protocol.effects import AddPeer, RemovePeer, SubmitChunk
@@ -45,7 +45,7 @@ class Wire:
         self.sink = RecordingSink()
         transport = self._nic(Role.PREFILL, "prefill", self.source)
         self.engine = TransferEngine(
-            transport, self.source.layout, Topology(), self.config, self.sink, monotonic, logging.getLogger("wire"),
+            transport, self.source.layout, self.config, self.sink, monotonic, logging.getLogger("wire"),
             capabilities=ALL,
         )  # fmt: skip
         self.engine.start()
@@ -65,8 +65,9 @@ class Wire:
         # The receiving side lets a peer in once it knows it.
         source = PeerKey("prefill", 1)
         nic.add_peer(source, self.engine._transport.local_descriptor())
-        peer = Peer(name, 1, "tcp://127.0.0.1:1", PeerLiveness(1.0, 2, 5, 0.0), layout=memory.layout)
-        self.engine.put(AddPeer(peer.key, nic.local_descriptor(), memory.layout))
+        pair = pair_of(self.source, memory)
+        peer = Peer(name, 1, "tcp://127.0.0.1:1", PeerLiveness(1.0, 2, 5, 0.0), layout=pair)
+        self.engine.put(AddPeer(peer.key, nic.local_descriptor(), pair))
         return peer
 
     def submit(self, peer: Peer, local: np.ndarray, remote: np.ndarray, **fields: Any) -> TransferKVChunk:

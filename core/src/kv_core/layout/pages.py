@@ -42,6 +42,8 @@ def pair_pages(plan: PoolPlan, local: Pages, remote: Pages) -> Pairs:
     A larger page whose end the other side does not name is covered in part.
     """
     mine, theirs = plan.local_ratio, plan.remote_ratio
+    if mine == theirs == 1 and local.step == remote.step:
+        return _in_step(local, remote)
     position = np.arange(local.items.size, dtype=np.int64) * local.step + local.first
     part = np.arange(mine, dtype=np.int64)
     small = (position[:, None] * mine + part).ravel() if mine > 1 else position
@@ -57,6 +59,16 @@ def pair_pages(plan: PoolPlan, local: Pages, remote: Pages) -> Pairs:
         here, far = (here * np.uint64(mine) + cut, far) if mine > 1 else (here, far * np.uint64(theirs) + cut)
         phase = np.zeros_like(phase)
     return Pairs(here, far, phase)
+
+
+def _in_step(local: Pages, remote: Pages) -> Pairs:
+    """Of pages of one size whose positions grow alike: a part of each side's, without looking at any."""
+    shift, apart = divmod(local.first - remote.first, local.step)
+    if apart:
+        return Pairs(local.items[:0], remote.items[:0], np.zeros(0, np.int64))
+    begin = max(0, -shift)
+    stop = max(min(local.items.size, remote.items.size - shift), begin)
+    return Pairs(local.items[begin:stop], remote.items[begin + shift : stop + shift], np.zeros(stop - begin, np.int64))
 
 
 def page_slices(plan: PoolPlan, local: Pages, remote: Pages, layers: range | None = None) -> tuple[PoolSlice, ...]:

@@ -111,6 +111,15 @@ def common_pools(
     return found
 
 
+def pools_sent(
+    source: MemoryLayout, destination: MemoryLayout, source_place: Topology, destination_place: Topology
+) -> frozenset[str]:
+    """Names of the pools of which prefill's rank sends something to decode's. ``differences`` has found none."""
+    if described(source) and described(destination):
+        return frozenset(common_pools(source, destination, source_place, destination_place))
+    return frozenset(pool.name for pool in source.pools)
+
+
 def _plan_items(source: MemoryLayout, destination: MemoryLayout, here: Topology, there: Topology) -> TransferPlan:
     pools = tuple(
         pool_lanes(name, shared, source.first_region(name), destination.first_region(name))

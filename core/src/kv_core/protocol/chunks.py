@@ -22,7 +22,8 @@ U64 = npt.NDArray[np.uint64]
 class TransferKVChunk:
     """One chunk of one room for one peer, in index form.
 
-    ``start``: position of its first page in the room. ``local`` and ``remote``: KV items, uint64, equal length.
+    ``start``: position of its first page in the room. ``local``: KV items, uint64. ``remote``: all KV items that the peer
+    named, uint64: which of them go with the chunk's depends on ``prefix``, the pages that decode had, and on page sizes.
     ``layers``: range of layer numbers, or None for all. ``states``: pool name to (start, local, remote). ``aux``:
     (local row, remote row), with the chunk that completes the room. ``ready``: asked before the source is read.
     ``number``: which of the room's ``send`` calls it was, from 0.
@@ -42,6 +43,7 @@ class TransferKVChunk:
     claimed: bool = False
     settled: bool = False  # landed or failed has been reported
     number: int = 0
+    prefix: int = 0
 
 
 @dataclass(frozen=True)

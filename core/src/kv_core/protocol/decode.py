@@ -13,7 +13,7 @@ from kv_core.contract.transport import PeerKey
 from kv_core.protocol import messages as msg
 from kv_core.protocol.discovery import Discovery
 from kv_core.protocol.effects import AddPeer, Effect, FencePeer, ProveDeath, VerifyDigests
-from kv_core.protocol.handshake import Difference, LayoutRules, differences, refusal
+from kv_core.protocol.handshake import Difference, LayoutRules, refusal
 from kv_core.protocol.lifecycle import Action, Event, Phase
 from kv_core.protocol.machine import Identity
 from kv_core.protocol.peers import Peer, PeerPhase
@@ -80,7 +80,7 @@ class DecodeMachine(Discovery):
         self._timers.cancel(("room", room.life))  # from here the engine's queue decides, and prefill's lease
         for link in room.links.values():
             link.announced = True
-            self._push(link.peer, msg.Announce(room.number, link.life, room.destinations, room.traceparent))
+            self._push(link.peer, msg.Announce(room.number, link.life, link.destinations, room.traceparent))
         if room.offer is not None:
             self._apply(room, Event.OFFERED, now)
 
@@ -88,22 +88,22 @@ class DecodeMachine(Discovery):
         offer = room.offer
         assert offer is not None, "offered"
         self._set_deadline(room, now + self.settings.waiting_timeout_s)
-        metadata = msg.Metadata(
-            room.number, room.life, msg.WireIndices.of(offer.kv),
-            {pool: msg.WireIndices.of(items) for pool, items in offer.states.items()},
-            offer.aux_index, offer.decode_prefix_len, room.destinations,
-        )  # fmt: skip
-        problem = self._too_long(metadata)
-        if problem:
-            self._fail(room, FailureCode.OVERLOADED, f"send_metadata(): {problem}", Side.DECODE, now=now)
-            return
+        kv = msg.WireIndices.of(offer.kv)
+        states = {pool: msg.WireIndices.of(items) for pool, items in offer.states.items()}
         for link in room.links.values():
-            link.exposed = True
+            metadata = msg.Metadata(
+                room.number, room.life, kv, states, offer.aux_index, offer.decode_prefix_len, link.destinations
+            )
+            problem = self._too_long(metadata)
+            if problem:  # it is the same for all links
+                self._fail(room, FailureCode.OVERLOADED, f"send_metadata(): {problem}", Side.DECODE, now=now)
+                return
+            link.exposed = not link.dummy
             self._push(link.peer, metadata)
 
     def _verify(self, room: Room, now: float) -> None:
         self._set_deadline(room, now + self.settings.transferring_timeout_s)
-        for link in room.links.values():
+        for link in room.sources:
             if link.digests or link.aux_rows:
                 link.verifying = True
                 self._effects.append(VerifyDigests(room, link, tuple(link.digests), tuple(link.aux_rows)))
@@ -112,7 +112,7 @@ class DecodeMachine(Discovery):
         self._check_verdicts(room, now)
 
     def _check_verdicts(self, room: Room, now: float) -> None:
-        if all(link.verdict for link in room.links.values()):
+        if all(link.verdict for link in room.sources):
             self._apply(room, Event.AGREED, now)
 
     def on_verified(self, room: Room, link: RoomLink, problem: str | None, now: float) -> list[Effect]:
@@ -145,7 +145,7 @@ class DecodeMachine(Discovery):
             if link.done:
                 self._push(link.peer, msg.Concluded(room.number, link.life, failure))
             elif not link.announced:
-                self._regret(link.peer, room.number, self._regret_of(room, failure))
+                self._regret(link.peer, room.number, self._regret_of(room, link.destinations, failure))
             elif not link.told:
                 self._push(link.peer, msg.Abort(room.number, link.life, failure))
             if not link.exposed:
@@ -176,13 +176,16 @@ class DecodeMachine(Discovery):
         link = self._link(peer, message.life)
         if link is None or link.room.ended:
             return
+        if link.dummy:
+            link.source_life = message.source_life
+            return
         if link.room.phase is not Phase.OFFERED:
             self.counters["unexpected_messages"] += 1
             return
         link.source_life = message.source_life
         link.room.note((now, BOUND, peer.name, message.source_life))
         link.room.peer_traceparent = link.room.peer_traceparent or self._read_traceparent(message.traceparent)
-        if all(each.source_life for each in link.room.links.values()):
+        if all(each.source_life for each in link.room.sources):
             link.room.bound_at = now
             if self._apply(link.room, Event.BOUND, now):
                 self._set_deadline(link.room, now + self.settings.transferring_timeout_s)
@@ -202,8 +205,10 @@ class DecodeMachine(Discovery):
             peer.rooms.pop(link.life, None)
             self._settle_room(room, now)
             return
-        assert room.offer is not None, "a bound room has an offer"
         link.done = True
+        if link.dummy:
+            return
+        assert room.offer is not None, "a bound room has an offer"
         link.digests, link.aux_rows = message.digests, message.aux_rows
         room.nbytes += message.nbytes
         room.chunks = max(room.chunks, message.chunks)
@@ -214,7 +219,7 @@ class DecodeMachine(Discovery):
             self._fail(
                 room, FailureCode.INTEGRITY, text, Side.PREFILL, now=now, stage=FailureStage.INTEGRITY, peer=peer
             )
-        elif all(each.done for each in room.links.values()):
+        elif all(each.done for each in room.sources):
             self._apply(room, Event.ARRIVED, now)
 
     def _on_failed(self, peer: Peer, message: msg.Failed, now: float) -> None:
@@ -325,16 +330,15 @@ class DecodeMachine(Discovery):
             self.counters["duplicate_packets"] += 1
             return
         told = packet.introduction
-        found = differences(self.me.introduction.fields, told.fields)
-        if packet.version != msg.PROTOCOL_VERSION:
-            found.append(Difference("protocol_version", str(msg.PROTOCOL_VERSION), str(packet.version)))
         try:
-            layout = self.rules.read(told.layout)
-            found += self.rules.differences(layout, told.fields)
+            layout = self.rules.read(told.layout, told.fields)
+            found = self.rules.differences(layout, self.me.introduction.fields, told.fields)
         except MessageError as error:
             text = f"sent a wrong memory layout: {error}"
             self._drop_peer(peer, FailureCode.INVALID_REQUEST, text, now)
             return
+        if packet.version != msg.PROTOCOL_VERSION:
+            found.append(Difference("protocol_version", str(msg.PROTOCOL_VERSION), str(packet.version)))
         if found:
             self._refused(peer, refusal(found, self.me.role, self.me.label, told.label), now)
             return
@@ -373,8 +377,10 @@ class DecodeMachine(Discovery):
     def _peer_recovered(self, peer: Peer, now: float) -> None:
         self._recheck_waiting(peer, now)
 
-    def _renews(self, room: Room) -> bool:
-        return room.phase is Phase.READY
+    def _renews(self, link: RoomLink) -> bool:
+        """Rooms that queue; and for sources that have nothing more to send, those that wait for the others."""
+        phase = link.room.phase
+        return phase is Phase.READY or (phase in (Phase.MOVING, Phase.VERIFYING) and (link.done or link.dummy))
 
     def _room_expired(self, life: int, now: float) -> None:
         room = self.live.get(life)

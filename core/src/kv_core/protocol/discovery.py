@@ -10,7 +10,7 @@ from kv_core.contract.failures import Failure
 from kv_core.contract.moments import LINKED, TROUBLE
 from kv_core.protocol import messages as msg
 from kv_core.protocol.effects import Disconnect, Effect, Resolve, Unwatch, Watch
-from kv_core.protocol.handshake import LayoutRules
+from kv_core.protocol.handshake import LayoutRules, refusal
 from kv_core.protocol.lifecycle import Event, Phase
 from kv_core.protocol.liveness import PeerLiveness
 from kv_core.protocol.machine import Identity, Machine
@@ -106,7 +106,8 @@ class Discovery(Machine):
         for room in list(node.waiting.values()):
             if node.route is None:
                 break
-            self._attach(node, node.route, room, now)
+            if room.life in node.waiting:  # one that fails may have the others attached
+                self._attach(node, node.route, room, now)
         if node.route is not None and node.regrets:
             self._pass_regrets_on(node, node.route, now)
         if node.wanted and node.route is None:
@@ -117,13 +118,14 @@ class Discovery(Machine):
     def _attach(self, node: Node, route: Route, room: Room, now: float) -> None:
         """Link a room to the ranks that must send to it."""
         try:
-            sources = self.rules.sources(route.sizes, room.dp_rank)
-            addresses = [route.ranks[ranks] for ranks in sources.required]
+            sources = self.rules.sources(route.sizes, room.dp_rank, route.page_size)
+            needed = [(route.ranks[ranks], count) for ranks, count in sources.required.items()]
+            needed += [(route.ranks[ranks], 0) for ranks in sources.dummies]
         except (ValueError, KeyError) as error:
             text = f"the prefill instance at {node.addr} can't serve this decode rank: {error}"
             self._fail(room, FailureCode.INCOMPATIBLE, text, Side.UNKNOWN, now=now, stage=FailureStage.HANDSHAKE)
             return
-        if any(self._dead.get(address.instance_id, now) > now for address in addresses):
+        if any(self._dead.get(address.instance_id, now) > now for address, _ in needed):
             # The server still names a process that we lost: wait until its successor has registered. Not for ever: it
             # may have been cut off for a while, and the next greeting finds out.
             lost = f"the bootstrap server at {node.addr} still names a prefill process that is lost"
@@ -132,12 +134,12 @@ class Discovery(Machine):
             return
         del node.waiting[room.life]
         node.regrets.pop(room.number, None)  # the number has begun anew
-        room.destinations = node.destinations = sources.destinations
-        for address in addresses:
+        node.destinations = max(sources.required.values(), default=1)
+        for address, count in needed:
             peer = self.peers.get(address.instance_id)
             if peer is None:
                 peer = self._new_greeting(address.instance_id, address.endpoint, node.addr, now)
-            link = RoomLink(room, peer, room.life)
+            link = RoomLink(room, peer, room.life, max(count, 1), dummy=not count)
             room.links[(peer.name, room.life)] = link
             peer.rooms[room.life] = link
             room.note((now, LINKED, peer.name))
@@ -167,8 +169,31 @@ class Discovery(Machine):
             room.phase is Phase.OPEN
             and room.links
             and not any(room.life in k.peer.awaiting for k in room.links.values())
+            and not self._lacks_sources(room, now)
         ):
+            self._find_dummies(room)
             self._apply(room, Event.PEERS_KNOWN, now)
+
+    def _lacks_sources(self, room: Room, now: float) -> bool:
+        """Whether the ranks that serve this room lack some of what this rank needs; then the room fails."""
+        node, peers = self.nodes.get(room.addr), [link.peer for link in room.links.values()]
+        sources = frozenset(peer.key for peer in peers)
+        if node is not None and node.whole == sources:
+            return False
+        missing = self.rules.missing([peer.layout for peer in peers if peer.layout is not None])
+        if missing:
+            failure = refusal(missing, self.me.role, self.me.label, f"the prefill instance at {room.addr}")
+            self._fail_with(room, failure, now)
+            return True
+        if node is not None:
+            node.whole = sources
+        return False
+
+    @staticmethod
+    def _find_dummies(room: Room) -> None:
+        """Now that the layouts are known: who sends nothing to this rank need not be waited for, and gets no pages to write."""
+        for link in room.links.values():
+            link.dummy = link.peer.layout is not None and link.peer.layout.idle
 
     def _recheck_waiting(self, peer: Peer, now: float) -> None:
         waiting = list(peer.awaiting.values())
@@ -185,8 +210,8 @@ class Discovery(Machine):
 
     # -- rooms that ended before prefill had heard of them ------------------------------------------------------------
 
-    def _regret_of(self, room: Room, failure: msg.WireFailure) -> Regret:
-        return Regret(room.life, room.destinations, failure, room.opened_at + self.settings.bootstrap_timeout_s)
+    def _regret_of(self, room: Room, destinations: int, failure: msg.WireFailure) -> Regret:
+        return Regret(room.life, destinations, failure, room.opened_at + self.settings.bootstrap_timeout_s)
 
     def _regret(self, peer: Peer, number: int, regret: Regret) -> None:
         """Let prefill know: its engine may be waiting for us, or open the room later."""
@@ -202,12 +227,11 @@ class Discovery(Machine):
         there is none and our engine gave the room up, they do as soon as there is a route.
         """
         node = self.nodes.get(room.addr)
-        room.destinations = node.destinations if node is not None else 1
-        regret = self._regret_of(room, failure)
+        regret = self._regret_of(room, node.destinations if node is not None else 1, failure)
         known = [peer for peer in self.peers.values() if peer.addr == room.addr]
         for peer in known:
             self._regret(peer, room.number, regret)
-        if known or room.failure is None or room.failure.code is not FailureCode.ABORTED_LOCAL or regret.until <= now:
+        if known or regret.until <= now or not self._is_news(room, node):
             return
         if room.addr not in self.nodes and len(self.nodes) >= self.settings.max_peers:
             return  # nobody waits for these servers: what is asked of them for a regret alone must not grow for ever
@@ -218,6 +242,15 @@ class Discovery(Machine):
             self._attach_waiting(node, now)
         else:
             self._resolve_soon(node, now)
+
+    @staticmethod
+    def _is_news(room: Room, node: Node | None) -> bool:
+        """Whether prefill ranks that were not met wait for a room of which they would not hear otherwise."""
+        assert room.failure is not None, "a failed room has a failure"
+        code = room.failure.code
+        return code is FailureCode.ABORTED_LOCAL or (
+            code is FailureCode.INCOMPATIBLE and node is not None and node.route is not None
+        )
 
     def _pass_regrets_on(self, node: Node, route: Route, now: float) -> None:
         """There is a route now. Lost instances are not greeted for this alone."""
@@ -248,7 +281,7 @@ class Discovery(Machine):
             if not self._at(peer.endpoint):
                 self._effects.append(Disconnect(peer.endpoint))
             return
-        numbers = [room.number for room in peer.awaiting.values()][:MAX_HELLO_ROOMS]
+        numbers = [*(room.number for room in peer.awaiting.values()), *peer.regrets][:MAX_HELLO_ROOMS]
         peer.told_rooms.update(numbers)
         hello = msg.Hello(**self._header(peer), introduction=self.me.introduction, rooms=numbers)
         self._send(peer, hello)

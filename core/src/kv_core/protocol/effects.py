@@ -54,7 +54,7 @@ class Unwatch:
 class AddPeer:
     """Make the peer known to the transport and prepare the plan; answer with ``on_peer_failed`` if that fails.
 
-    ``process``: what the peer tells of its process, by which its end can be proven; empty if nothing.
+    ``layout``: what the rules have read of the peer; the plan is made from it. ``process``: what the peer tells of its process, by which its end can be proven; empty if nothing.
     """
 
     peer: PeerKey

@@ -41,35 +41,60 @@ def fields_of(args: KVArgs, backend: str, backend_version: str, core_version: st
     return fields
 
 
-def differences(local: Fields, remote: Fields) -> list[Difference]:
-    """Every field that both know and that must be equal but is not. A field that only one side knows is ignored, so
-    that versions can roll.
+SHAPE = frozenset({"page_size", "kv_layout", "tp_size", "pp_size", "cp_size", "state_pools"})
+"""Fields that need not be equal where both sides describe what their memory is made of."""
+
+
+def differences(local: Fields, remote: Fields, free: frozenset[str] = INFORMATIVE) -> list[Difference]:
+    """Every field that both know and that must be equal but is not; ``free`` ones need not be. A field that only one side
+    knows is ignored, so that versions can roll.
     """
-    shared = [name for name in local if name in remote and name not in INFORMATIVE]
+    shared = [name for name in local if name in remote and name not in free]
     return [Difference(name, str(local[name]), str(remote[name])) for name in shared if local[name] != remote[name]]
 
 
 class PeerLayout(Protocol):
-    """A peer's memory layout, read and checked."""
+    """A peer's memory layout and place, read and checked, as this rank sees them."""
 
     def num_items(self, pool: str) -> int | None:
         """How many items the pool has, or None if the peer has no such pool."""
+        ...
+
+    def moves(self, pool: str) -> bool:
+        """Whether something of this pool moves between the two ranks."""
+        ...
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing moves between the two ranks."""
+        ...
+
+    def prefix_pages(self, prefix: int) -> int:
+        """How many of prefill's pages decode has whole, if it has ``prefix`` of its own."""
+        ...
+
+    def mismatch(self, announced: int, named: int, prefix: int) -> str:
+        """Why so many pages of prefill's and so many of decode's can't be of one prompt; empty if they can."""
         ...
 
 
 class LayoutRules(Protocol):
     """What the protocol needs to know of layouts: given by the runtime (or by a simulation)."""
 
-    def read(self, wire: dict[str, Any]) -> PeerLayout:
+    def read(self, wire: dict[str, Any], fields: Fields) -> PeerLayout:
         """Read what came in a handshake. Raises ``MessageError``."""
         ...
 
-    def differences(self, remote: PeerLayout, fields: Fields) -> list[Difference]:
-        """Why pages can't move between the two layouts; empty if they can."""
+    def differences(self, remote: PeerLayout, mine: Fields, theirs: Fields) -> list[Difference]:
+        """Why pages can't move between the two: fields that differ, and what the layouts say; empty if they can."""
         ...
 
-    def sources(self, sizes: tuple[int, int, int, int], dp_rank: int) -> SourceRanks:
-        """Which prefill ranks must serve this decode rank. Raises ``ValueError`` with the rule that is broken."""
+    def missing(self, sources: list[PeerLayout]) -> list[Difference]:
+        """What this decode rank has and none of these prefill ranks, which together must serve it."""
+        ...
+
+    def sources(self, sizes: tuple[int, int, int, int], dp_rank: int, page_size: int) -> SourceRanks:
+        """Which ranks of a prefill instance serve this decode rank. Raises ``ValueError`` with the rule that is broken."""
         ...
 
     def coverage(self, pages: int) -> Coverage:
@@ -90,12 +115,17 @@ class Coverage(Protocol):
         ...
 
 
+Ranks = tuple[int, int, int, int]
+
+
 @dataclass(frozen=True)
 class SourceRanks:
-    """The (tp, pp, cp, dp) ranks that send to us, and how many decode ranks each of them sends to."""
+    """The (tp, pp, cp, dp) ranks that send to us, with how many decode ranks each of them sends to; and ``dummies``, which
+    send to nobody and hear of the room from us.
+    """
 
-    required: tuple[tuple[int, int, int, int], ...]
-    destinations: int = 1
+    required: Mapping[Ranks, int]
+    dummies: tuple[Ranks, ...] = ()
 
 
 def refusal(found: list[Difference], role: Role, local: str, remote: str) -> Failure:

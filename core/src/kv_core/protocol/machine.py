@@ -513,12 +513,12 @@ class Machine:
         self._dirty[peer] = None
 
     def _renew_leases(self, peer: Peer, now: float) -> None:
-        lives = [life for life, link in peer.rooms.items() if self._renews(link.room)]
+        lives = [life for life, link in peer.rooms.items() if self._renews(link)]
         for i in range(0, len(lives), MAX_LIVES_PER_LEASE):
             self._push(peer, msg.Lease(lives[i : i + MAX_LIVES_PER_LEASE]))
         self._timers.set(("lease", peer), now + self.settings.lease_s / 3)
 
-    def _renews(self, room: Room) -> bool:
+    def _renews(self, link: RoomLink) -> bool:
         raise NotImplementedError
 
     def _settle(self, now: float) -> list[Effect]:

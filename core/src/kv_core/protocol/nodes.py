@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from kv_core.contract.transport import PeerKey
 from kv_core.protocol.liveness import PeerLiveness
 from kv_core.protocol.peers import Regret
 from kv_core.protocol.rooms import Room
@@ -25,10 +26,13 @@ class RankAddress:
 
 @dataclass(frozen=True)
 class Route:
-    """What a bootstrap server says once all its ranks are in: (tp, pp, cp, dp) sizes, and each rank's address."""
+    """What a bootstrap server says once all its ranks are in: (tp, pp, cp, dp) sizes, each rank's address, and tokens of a
+    page (0: not told).
+    """
 
     sizes: Ranks
     ranks: Mapping[Ranks, RankAddress]
+    page_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Node:
     watched: bool = False
     waiting: dict[int, Room] = field(default_factory=dict)  # by life
     regrets: dict[int, Regret] = field(default_factory=dict)  # by room number, until there is a route
-    destinations: int = 1  # decode ranks that each of its ranks serves in one room, as far as is known
+    destinations: int = 1  # most decode ranks that one of its ranks serves in a room, as far as is known
+    whole: frozenset[PeerKey] = frozenset()  # sources that were found to have all that this rank needs
     retry_s: float = FIRST_RETRY_S
     error: str = ""
 

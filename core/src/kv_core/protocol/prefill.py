@@ -149,39 +149,50 @@ class PrefillMachine(Reception):
             states = {
                 pool: (start, items, link.states[pool][start : start + items.size])
                 for pool, (start, items) in chunk.states.items()
+                if self._moves(link, pool)
             }
             aux = None
-            if chunk.last and link.aux_index is not None and room.aux_index is not None:
+            if chunk.last and link.aux_index is not None and room.aux_index is not None and self._moves(link, "aux"):
                 aux = (room.aux_index, link.aux_index)
-            remote = link.pages[chunk.start : chunk.start + chunk.local.size]
             moves = moves or aux is not None
             room.unfinished += 1
             self._effects.append(
                 SubmitChunk(
                     TransferKVChunk(
-                        room, link, link.peer.key, chunk.start, chunk.local, remote, chunk.layers, states, aux,
-                        chunk.ready, digest, number=chunk.number,
+                        room, link, link.peer.key, chunk.start, chunk.local, link.pages, chunk.layers, states, aux,
+                        chunk.ready, digest, number=chunk.number, prefix=link.prefix_len,
                     )
                 )
             )  # fmt: skip
         room.chunks += moves
 
     @staticmethod
-    def _misfit(room: Room, chunk: PendingChunk) -> str | None:
+    def _moves(link: RoomLink, pool: str) -> bool:
+        """Whether this rank sends anything of the pool to that one: others may have the same bytes, and send them."""
+        return link.peer.layout is not None and link.peer.layout.moves(pool)
+
+    @staticmethod
+    def _idle(link: RoomLink) -> bool:
+        """Whether nothing moves between the two ranks: decode does not wait for this one."""
+        return link.peer.layout is not None and link.peer.layout.idle
+
+    def _misfit(self, room: Room, chunk: PendingChunk) -> str | None:
         for link in room.links.values():
             for pool, (start, items) in chunk.states.items():
+                if not self._moves(link, pool):
+                    continue
                 named = link.states.get(pool)
                 if named is None or start + items.size > named.size:
                     count = 0 if named is None else named.size
                     return f"send(): {start + items.size} items of state {pool!r}, but decode named {count}"
             if chunk.last:
                 for pool, named in link.states.items():
-                    if room.sent_states.get(pool, 0) != named.size:
+                    if self._moves(link, pool) and room.sent_states.get(pool, 0) != named.size:
                         sent = room.sent_states.get(pool, 0)
                         return (
                             f"all pages were sent, but {sent} of {named.size} items of state {pool!r} that decode named"
                         )
-                if link.aux_index is not None and room.aux_index is None:
+                if link.aux_index is not None and room.aux_index is None and self._moves(link, "aux"):
                     return "decode expects an auxiliary row, but init() was given no aux_index"
         return None
 
@@ -218,6 +229,7 @@ class PrefillMachine(Reception):
             room.clock.add(result.started, result.stopped)
             room.latency_source = result.latency_source
             room.nbytes += result.nbytes
+            link.nbytes += result.nbytes
             room.last_move = now
             if result.digest is not None:
                 link.digests.append(result.digest)
@@ -271,7 +283,8 @@ class PrefillMachine(Reception):
                 link.peer.rooms.pop(link.life, None)
                 self._say_failed(link.peer, room.number, link.life, _taken(room, self.me.label))
         for link in room.links.values():
-            room.decode_prefix_len = max(room.decode_prefix_len, link.prefix_len)
+            assert link.peer.layout is not None, "a session has a layout"
+            room.decode_prefix_len = max(room.decode_prefix_len, link.peer.layout.prefix_pages(link.prefix_len))
             self._push(link.peer, msg.Bound(room.number, link.life, room.life, room.traceparent))
         self._set_deadline(room, now + self.settings.waiting_timeout_s)
         if self._check_counts(room, now):
@@ -285,20 +298,19 @@ class PrefillMachine(Reception):
             return True
         for link in room.links.values():
             assert link.pages is not None, "a bound link has pages"
-            if link.pages.size != room.expected:
-                self._invalid(
-                    room,
-                    f"prefill announced {room.expected} pages, decode named {link.pages.size} (its decode_prefix_len is "
-                    f"{link.prefix_len}): init() takes the pages after the prefix", now,
-                )  # fmt: skip
+            assert link.peer.layout is not None, "a session has a layout"
+            problem = link.peer.layout.mismatch(room.expected, int(link.pages.size), link.prefix_len)
+            if problem:
+                self._invalid(room, problem, now)
                 return False
         return True
 
     def _say_done(self, room: Room, now: float) -> None:
         self._set_deadline(room, now + self.settings.transferring_timeout_s)
         for link in room.links.values():
+            assert link.pages is not None, "a bound link has pages"
             done = msg.Done(
-                room.number, link.life, room.life, room.expected or 0, room.nbytes, room.clock.seconds,
+                room.number, link.life, room.life, int(link.pages.size), link.nbytes, room.clock.seconds,
                 room.latency_source, room.chunks, link.digests, link.aux_rows,
             )  # fmt: skip
             problem = self._too_long(done)
@@ -306,6 +318,8 @@ class PrefillMachine(Reception):
                 self._fail(room, FailureCode.OVERLOADED, f"the end of the room: {problem}", Side.PREFILL, now=now)
                 return
             self._push(link.peer, done)
+        if all(link.verdict for link in room.links.values()):  # nobody needed anything of us, and all is well
+            self._apply(room, Event.AGREED, now)
 
     def _drain(self, room: Room, now: float) -> None:
         room.waiting.clear()
@@ -476,13 +490,16 @@ class PrefillMachine(Reception):
         if link is None or link.room.ended:
             self.counters["stale_messages"] += 1
             return
+        if message.failure is None and link.room.phase is not Phase.CONFIRMING and not self._idle(link):
+            self.counters["unexpected_messages"] += 1
+            return
         link.told = True
         link.room.note((now, VERDICT, peer.name, message.life, message.failure is None))
         if message.failure is not None:
             self._fail_with(link.room, message.failure.failure(), now)
             return
         link.verdict = True
-        if all(each.verdict for each in link.room.links.values()):
+        if link.room.phase is Phase.CONFIRMING and all(each.verdict for each in link.room.links.values()):
             self._apply(link.room, Event.AGREED, now)
 
     def _on_lease(self, peer: Peer, message: msg.Lease, now: float) -> None:
@@ -493,6 +510,8 @@ class PrefillMachine(Reception):
             if link is not None and link.room.phase is Phase.OPEN:
                 link.keep_until = expires
                 self._await_destinations(link.room)
+            elif link is not None and link.room.phase is Phase.CONFIRMING:  # decode waits for other ranks
+                self._set_deadline(link.room, now + self.settings.transferring_timeout_s)
             elif early is not None and early.metadata is None:
                 self._timers.set(("early", (peer, life)), expires)
 
@@ -534,8 +553,8 @@ class PrefillMachine(Reception):
         text = f"{text} ({now - room.opened_at:.1f} s after opening{'; ' + peers if peers else ''})"
         self._fail(room, FailureCode.TIMEOUT, text, side, now=now, retryable=True)
 
-    def _renews(self, room: Room) -> bool:
-        return not room.ended and room.phase is not Phase.OPEN
+    def _renews(self, link: RoomLink) -> bool:
+        return not link.room.ended and link.room.phase is not Phase.OPEN
 
     def _refuse(self, packet: msg.Hello, failure: Failure, now: float) -> None:
         super()._refuse(packet, failure, now)

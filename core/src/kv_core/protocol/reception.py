@@ -9,7 +9,7 @@ from kv_core.contract.enums import FailureCode, FailureStage, Side
 from kv_core.contract.failures import Failure, MessageError
 from kv_core.protocol import messages as msg
 from kv_core.protocol.effects import AddPeer, SendPacket
-from kv_core.protocol.handshake import Difference, LayoutRules, PeerLayout, differences, refusal
+from kv_core.protocol.handshake import Difference, LayoutRules, PeerLayout, refusal
 from kv_core.protocol.machine import ENDPOINT, Identity, Machine
 from kv_core.protocol.peers import Peer, PeerPhase
 from kv_core.protocol.rooms import RoomLink
@@ -82,10 +82,9 @@ class Reception(Machine):
             return None, Failure(
                 FailureStage.HANDSHAKE, FailureCode.OVERLOADED, text, Side.PREFILL, True, self.me.label, told.label
             )
-        found = differences(mine, told.fields)
         try:
-            layout = self.rules.read(told.layout)
-            found += self.rules.differences(layout, told.fields)
+            layout = self.rules.read(told.layout, told.fields)
+            found = self.rules.differences(layout, mine, told.fields)
         except MessageError as error:
             return None, Failure(
                 FailureStage.HANDSHAKE, FailureCode.INVALID_REQUEST, f"the memory layout that decode sent is wrong: {error}",

@@ -39,19 +39,22 @@ class RoomLink:
     ``outstanding`` (prefill): chunks that were claimed and are not yet quiescent. ``exposed`` (decode): the peer knows
     our pages and it is not yet proven that it can't write them any more. ``verifying`` (decode): what arrived is being
     hashed, and auxiliary rows that came with the message are being written. A room may release its pages when it has
-    ended and no link is outstanding, exposed or verifying.
+    ended and no link is outstanding, exposed or verifying. ``destinations`` (decode): how many decode ranks the peer serves.
+    ``dummy`` (decode): it serves none, and is told of the room so that it can end it.
     """
 
     __slots__ = (
-        "announced", "aux_index", "aux_rows", "digests", "done", "exposed", "keep_until", "life", "outstanding",
-        "owes_quiesced", "pages", "peer", "prefix_len", "proof", "room", "source_life", "states", "told", "verdict",
+        "announced", "aux_index", "aux_rows", "destinations", "digests", "done", "dummy", "exposed", "keep_until", "life",
+        "nbytes", "outstanding", "owes_quiesced", "pages", "peer", "prefix_len", "proof", "room", "source_life", "states", "told", "verdict",
         "verifying",
     )  # fmt: skip
 
-    def __init__(self, room: Room, peer: Peer, life: int) -> None:
+    def __init__(self, room: Room, peer: Peer, life: int, destinations: int = 1, *, dummy: bool = False) -> None:
         self.room = room
         self.peer = peer
         self.life = life  # the decode side's life: the key of the link on both sides
+        self.destinations = destinations
+        self.dummy = dummy
         self.source_life = 0  # the prefill side's life, once bound
         self.announced = False  # decode: the peer knows of this room
         self.pages: U64 | None = None  # prefill: the remote KV items
@@ -59,6 +62,7 @@ class RoomLink:
         self.aux_index: int | None = None  # prefill: the remote auxiliary row
         self.prefix_len = 0
         self.keep_until = 0.0  # prefill: until when the other destinations are waited for
+        self.nbytes = 0  # prefill: bytes that have landed there
         self.outstanding = 0
         self.owes_quiesced = False
         self.exposed = False
@@ -112,7 +116,6 @@ class Room:
         self.release_safe = False
         self.links: dict[tuple[str, int], RoomLink] = {}  # by peer instance and the decode side's life
         self.required = 1  # prefill: links that must play their part
-        self.destinations = 1  # decode: how many decode ranks each of our sources serves
         self.opened_at = now
         self.bootstrapped_at: float | None = None
         self.bound_at: float | None = None
@@ -144,6 +147,11 @@ class Room:
         self.remote_wire_s = 0.0
         self.latency_source = ""
         self.last_error = ""
+
+    @property
+    def sources(self) -> list[RoomLink]:
+        """Decode: the links to those whose bytes are needed."""
+        return [link for link in self.links.values() if not link.dummy]
 
     @property
     def ended(self) -> bool:

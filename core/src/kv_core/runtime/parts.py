@@ -120,7 +120,7 @@ def assemble(record: BackendRecord, role: Role, args: KVArgs, config: TransferCo
     instance_id = uuid.uuid4().hex
     label = f"{role.value} rank " + ".".join(str(rank) for rank in args.topology.ranks)
     logger = logging.getLogger(f"kv_core.{info.name}.{role.value}")
-    rules = Rules(args)
+    rules = Rules(args, role)
     check_mapped(rules.layout.regions())
     channel = ControlChannel(config.host, config.control_port, config.advertised_host, config.max_message_bytes, logger)
     transport = record.transport(TransportContext(role, instance_id, config, direction))
@@ -150,7 +150,7 @@ def _connect(
     told = ObserverThread(observers, f"{name}-observers", FlightLog() if config.flight_recorder else None)
     runner = Runner(machine, channel.wake, told.put)
     transfers = TransferEngine(
-        transport, rules.layout, args.topology, config, MachineSink(runner, machine), monotonic, logger,
+        transport, rules.layout, config, MachineSink(runner, machine), monotonic, logger,
         capabilities=record.info.capabilities,
     )  # fmt: skip
     runner.transfers = transfers

@@ -53,7 +53,7 @@ def route_of(answer: RouteInfo | BootstrapError) -> Route | RouteError:
         ranks: RankAddress(f"tcp://{format_address(address.host, address.port)}", address.instance_id)
         for ranks, address in answer.ranks.items()
     }
-    return Route(answer.sizes, ranks)
+    return Route(answer.sizes, ranks, answer.page_size)
 
 
 def probe_of(answer: HealthReport | BootstrapError) -> ProbeResult:

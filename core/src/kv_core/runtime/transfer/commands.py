@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from kv_core.contract.failures import TransportError
-from kv_core.contract.memory import Topology
-from kv_core.contract.transport import PeerKey, TransferPlan, Transport
-from kv_core.layout import MemoryLayout, mirror, plan_transfer
+from kv_core.contract.transport import PeerKey, Prepared, TransferPlan, Transport
+from kv_core.layout import Placement
 from kv_core.protocol.effects import AddPeer, FencePeer, RemovePeer, VerifyDigests
+from kv_core.protocol.peers import Peer
 from kv_core.runtime.fabric_rule import FabricRule
+from kv_core.runtime.rules import Pair
 from kv_core.runtime.transfer.aux import AuxDataCodec
 from kv_core.runtime.transfer.digest import Hasher
 from kv_core.runtime.transfer.dispatch import Dispatcher
@@ -25,19 +26,17 @@ class Commands:
     """Performs effects on the owner thread; nothing that they raise goes further than here."""
 
     def __init__(
-        self, transport: Transport, layout: MemoryLayout, topology: Topology, dispatcher: Dispatcher,
-        reports: Reports, troubles: Troubles, hasher: Hasher, codec: AuxDataCodec, fabric_rule: FabricRule,
+        self, transport: Transport, dispatcher: Dispatcher, reports: Reports, troubles: Troubles, hasher: Hasher,
+        codec: AuxDataCodec, fabric_rule: FabricRule, max_pages: int,
     ) -> None:  # fmt: skip
         self._transport = transport
-        self._layout = layout
-        self._topology = topology
         self._dispatcher = dispatcher
         self._reports = reports
         self._troubles = troubles
         self._fabric_rule = fabric_rule
-        self._verifier = Verifier(hasher, codec, self._source_plan)
+        self._verifier = Verifier(hasher, codec, self._plan_of, max_pages)
         self._known: dict[str, PeerKey] = {}  # by name: the generation that the transport knows
-        self._source_plans: dict[PeerKey, TransferPlan] = {}
+        self._idle: set[PeerKey] = set()  # peers of which the transport knows nothing, for nothing moves
         self._removed_early: OrderedDict[PeerKey, None] = OrderedDict()
 
     def perform(self, command: AddPeer | RemovePeer | FencePeer | VerifyDigests) -> None:
@@ -61,9 +60,13 @@ class Commands:
             if known.generation > peer.generation:
                 raise TransportError(f"generation {peer.generation} of peer {peer.name} is of the past", quiescent=True)
             if known != peer:
-                self._transport.remove_peer(known)
+                self._forget(known)
             self._known[peer.name] = peer
-            plan = self._plan(command.layout)
+            plan, placement = command.layout.plan(), command.layout.placement
+            if not plan.pools:  # nothing moves between the two: the transport need not know of the peer
+                self._idle.add(peer)
+                self._dispatcher.peer_ready(peer, plan, placement, Prepared(peer, plan), "", command.process)
+                return
             self._transport.add_peer(peer, command.descriptor)
             prepared = self._transport.prepare(peer, plan)
             fabric = str(self._transport.describe(peer))
@@ -77,10 +80,9 @@ class Commands:
             self._dispatcher.peer_unusable(peer, problem)
             self._reports.peer_refused(peer, problem)
         else:
-            self._dispatcher.peer_ready(peer, plan, prepared, fabric, command.process)
+            self._dispatcher.peer_ready(peer, plan, placement, prepared, fabric, command.process)
 
     def _remove_peer(self, peer: PeerKey) -> None:
-        self._source_plans.pop(peer, None)
         if self._known.get(peer.name) == peer:
             del self._known[peer.name]
         if not self._dispatcher.remove_peer(peer):
@@ -89,9 +91,15 @@ class Commands:
                 self._removed_early.popitem(last=False)
             return
         try:
-            self._transport.remove_peer(peer)
+            self._forget(peer)
         except SURVIVED as error:
             self._troubles.add("remove_peer() failed", error)
+
+    def _forget(self, peer: PeerKey) -> None:
+        if peer in self._idle:
+            self._idle.discard(peer)
+        else:
+            self._transport.remove_peer(peer)
 
     def _fence(self, peer: PeerKey) -> None:
         try:
@@ -110,19 +118,11 @@ class Commands:
             problem = described(error)
         self._reports.verified(command, problem)
 
-    def _plan(self, remote: MemoryLayout) -> TransferPlan:
-        # The handshake has compared the topologies: the peer's place fits ours.
-        return plan_transfer(self._layout, remote, local_topology=self._topology, remote_topology=self._topology)
-
-    def _source_plan(self, key: PeerKey, remote: object) -> TransferPlan:
-        """The plan that the peer made, seen from here: kept, for digests need it in the peer's order of lanes."""
-        plan = self._source_plans.get(key)
-        if plan is None:
-            if not isinstance(remote, MemoryLayout):
-                raise TypeError(f"the layout of peer {key.name} is not known here")
-            plan = mirror(
-                plan_transfer(remote, self._layout, local_topology=self._topology, remote_topology=self._topology)
-            )
-            if key in self._dispatcher.peers:  # else it has gone meanwhile, and nobody would forget its plan
-                self._source_plans[key] = plan
-        return plan
+    def _plan_of(self, peer: Peer) -> tuple[TransferPlan, Placement]:
+        """The plan between a peer and this rank, in the order in which the peer sends."""
+        pair = peer.layout
+        if not isinstance(pair, Pair):
+            raise TypeError(f"the layout of peer {peer.name} is not known here")
+        known = self._dispatcher.peers.get(peer.key)
+        plan = known.plan if known is not None else None
+        return plan or pair.plan(), pair.placement

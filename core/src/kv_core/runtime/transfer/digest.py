@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from kv_core.contract.memory import KV_POOL
-from kv_core.contract.transport import U64, PoolPlan, PoolSlice, TransferBatch, TransferPlan
-from kv_core.layout import Batch, make_batch, pool_plan
+from kv_core.contract.memory import AUX_POOL, KV_POOL
+from kv_core.contract.transport import U64, PoolSlice, TransferBatch, TransferPlan
+from kv_core.layout import Batch, Pages, Placement, page_batch
 from kv_core.protocol.chunks import TransferKVChunk
 from kv_core.protocol.messages import ChunkDigest
 from kv_core.protocol.rooms import Offer
@@ -88,37 +88,64 @@ class Hasher:
                 update(np.ascontiguousarray(rows[some]).data)
 
 
+PoolPages = dict[str, tuple[Pages, Pages]]
+"""By pool: pages and items of this side, and those of the other."""
+
+
+def chunk_pages(chunk: TransferKVChunk, placement: Placement) -> PoolPages:
+    """What a chunk moves, in the positions of the prompt."""
+    pages = {KV_POOL: placement.chunk(chunk.start, chunk.local, chunk.remote, chunk.prefix)}
+    pages |= {pool: (Pages(local), Pages(remote)) for pool, (_, local, remote) in chunk.states.items()}
+    if chunk.aux is not None:
+        pages[AUX_POOL] = _row(chunk.aux[0]), _row(chunk.aux[1])
+    return pages
+
+
+def without_aux(pages: PoolPages) -> PoolPages:
+    """The same without the auxiliary row: it goes by message."""
+    return {pool: pair for pool, pair in pages.items() if pool != AUX_POOL}
+
+
+def _row(index: int) -> Pages:
+    return Pages(np.array([index], np.uint64))
+
+
 def describe_chunk(chunk: TransferKVChunk, plan: TransferPlan, digest: int) -> ChunkDigest:
     """What a chunk's digest covers, as the other side needs it to find the same bytes."""
-    first, stop = _layers(chunk.layers, pool_plan(plan, KV_POOL))
+    first, stop = _layers(chunk.layers, plan)
     states = {pool: (start, int(local.size)) for pool, (start, local, _) in chunk.states.items()}
     return ChunkDigest(chunk.start, int(chunk.local.size), first, stop, states, chunk.aux is not None, digest)
 
 
-def _layers(layers: range | None, kv: PoolPlan) -> tuple[int, int]:
+def _layers(layers: range | None, plan: TransferPlan) -> tuple[int, int]:
     if layers is not None:
         return layers.start, layers.stop
-    return int(kv.layer.min()), int(kv.layer.max()) + 1
+    numbers = [pool.layer for pool in plan.pools if pool.pool == KV_POOL]
+    return (int(numbers[0].min()), int(numbers[0].max()) + 1) if numbers else (0, 0)
 
 
-def covered(told: ChunkDigest, offer: Offer, plan: TransferPlan) -> Batch:
+def covered(told: ChunkDigest, offer: Offer, plan: TransferPlan, placement: Placement, max_pages: int) -> Batch:
     """The batch that a peer's digest is about, seen from here: ``plan``'s local side is this process.
 
     Raises ``ValueError`` for pages, state items or an auxiliary row that this room did not offer.
     """
-    kv = _part(offer.kv, told.start, told.count, "pages")
-    states = {}
+    if placement.prefill == placement.decode:
+        _part(offer.kv, told.start, told.count, "pages")
+    if told.start + told.count > max_pages:
+        raise ValueError(f"pages {told.start} to {told.start + told.count}, TransferConfig.max_indices is {max_pages}")
+    # Which pages of its own prefill read is its business: their positions say which of ours they went to.
+    theirs, mine = placement.chunk(told.start, np.zeros(told.count, np.uint64), offer.kv, offer.decode_prefix_len)
+    pages: PoolPages = {KV_POOL: (mine, theirs)}
     for pool, (start, count) in told.states.items():
         if pool not in offer.states:
             raise ValueError(f"state pool {pool!r}, which the room did not offer")
         items = _part(offer.states[pool], start, count, f"items of state {pool!r}")
-        states[pool] = (items, items)
-    aux = None
+        pages[pool] = (Pages(items), Pages(items))
     if told.aux:
         if offer.aux_index is None:
             raise ValueError("an auxiliary row, which the room did not offer")
-        aux = (offer.aux_index, offer.aux_index)
-    return make_batch(plan, (kv, kv, range(told.first_layer, told.stop_layer)), states, aux)
+        pages[AUX_POOL] = _row(offer.aux_index), _row(offer.aux_index)
+    return page_batch(plan, pages, range(told.first_layer, told.stop_layer))
 
 
 def _part(items: U64, start: int, count: int, what: str) -> U64:

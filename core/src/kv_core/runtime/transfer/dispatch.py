@@ -14,10 +14,10 @@ from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import Capability
 from kv_core.contract.failures import TransportError
 from kv_core.contract.transport import PeerKey, Prepared, Transfer, TransferPlan
-from kv_core.layout import make_batch
+from kv_core.layout import Placement, page_batch
 from kv_core.protocol.chunks import TransferKVChunk
 from kv_core.runtime.transfer.aux import AuxDataCodec
-from kv_core.runtime.transfer.digest import Hasher, describe_chunk
+from kv_core.runtime.transfer.digest import Hasher, chunk_pages, describe_chunk, without_aux
 from kv_core.runtime.transfer.job import ChunkJob, PeerState, Posting
 from kv_core.runtime.transfer.outstanding import Outstanding
 from kv_core.runtime.transfer.poster import Poster
@@ -73,12 +73,14 @@ class Dispatcher:
     # -- peers -----------------------------------------------------------------------------------------------------
 
     def peer_ready(
-        self, key: PeerKey, plan: TransferPlan, prepared: Prepared, fabric: str, process: Mapping[str, object]
-    ) -> None:
+        self, key: PeerKey, plan: TransferPlan, placement: Placement, prepared: Prepared, fabric: str,
+        process: Mapping[str, object],
+    ) -> None:  # fmt: skip
         """Chunks for this peer may be posted from now on."""
         self._gone.pop(key, None)
         peer = self._peer(key)
-        peer.plan, peer.prepared, peer.problem, peer.fabric, peer.process = plan, prepared, "", fabric, process
+        peer.plan, peer.placement, peer.prepared = plan, placement, prepared
+        peer.problem, peer.fabric, peer.process = "", fabric, process
         self._runnable[peer] = None
 
     def peer_unusable(self, key: PeerKey, problem: str) -> None:
@@ -206,9 +208,8 @@ class Dispatcher:
         if not self._reports.claim(chunk):
             self.dropped += 1
             return None
-        assert peer.plan is not None, "a peer that is prepared has a plan"
         try:
-            job = self._make_job(chunk, peer, peer.plan)
+            job = self._make_job(chunk, peer)
         except SURVIVED as error:
             self._troubles.add("a chunk could not be prepared", error)
             self._reports.failed(chunk, described(error), quiescent=True)
@@ -217,16 +218,17 @@ class Dispatcher:
         self._conclude(job)
         return None if job.upcoming is None else job
 
-    def _make_job(self, chunk: TransferKVChunk, peer: PeerState, plan: TransferPlan) -> ChunkJob:
-        states = {pool: (local, remote) for pool, (_, local, remote) in chunk.states.items()}
-        kv = (chunk.local, chunk.remote, chunk.layers)
-        batch = make_batch(plan, kv, states, chunk.aux if self._writes_aux else None)
+    def _make_job(self, chunk: TransferKVChunk, peer: PeerState) -> ChunkJob:
+        assert peer.plan is not None, "a peer that is prepared has a plan"
+        assert peer.placement is not None, "and one of pages"
+        pages = chunk_pages(chunk, peer.placement)
+        batch = page_batch(peer.plan, pages if self._writes_aux else without_aux(pages), chunk.layers)
         job = ChunkJob(chunk, peer, batch.split(self._config.max_batch_descriptors, self._max_batch_bytes))
         if chunk.aux is not None and not self._writes_aux:
             job.aux_rows = self._codec.encode(chunk.aux[0])
         if chunk.digest:
-            whole = batch if self._writes_aux else make_batch(plan, kv, states, chunk.aux)
-            job.digest = describe_chunk(chunk, plan, self._hasher.digest(whole))
+            whole = page_batch(peer.plan, pages, chunk.layers)
+            job.digest = describe_chunk(chunk, peer.plan, self._hasher.digest(whole)) if whole.slices else None
         job.advance()
         return job
 

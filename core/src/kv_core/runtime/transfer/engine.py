@@ -9,7 +9,6 @@ from typing import TypeAlias
 
 from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import Capability
-from kv_core.contract.memory import Topology
 from kv_core.contract.transport import Transport
 from kv_core.layout import MemoryLayout
 from kv_core.protocol.effects import AddPeer, FencePeer, RemovePeer, SubmitChunk, VerifyDigests
@@ -30,8 +29,8 @@ class TransferEngine:
     """Owns a transport from ``start`` on, and closes it.
 
     One owner thread makes every call to the transport; for a transport of the ``BLOCKING`` model each peer has a thread
-    that submits. The memory of ``layout`` must be registered already. ``layout`` and ``topology`` are this rank's own;
-    ``AddPeer.layout`` is the peer's ``MemoryLayout``. ``clock`` is monotonic, in seconds.
+    that submits. The memory of ``layout`` must be registered already. ``layout`` is this rank's own;
+    ``AddPeer.layout`` is a ``runtime.rules.Pair``. ``clock`` is monotonic, in seconds.
 
     *Quiescence.* What a transport says of its transfers is passed on. Beyond that there is one proof: ``is_dead`` says, of
     what ``AddPeer.process`` tells, that the peer's process has ended, which settles its failed transfers. Where ``submit`` raises
@@ -41,7 +40,7 @@ class TransferEngine:
     """
 
     def __init__(
-        self, transport: Transport, layout: MemoryLayout, topology: Topology, config: TransferConfig,
+        self, transport: Transport, layout: MemoryLayout, config: TransferConfig,
         sink: TransferSink, clock: Callable[[], float], logger: logging.Logger,
         *, capabilities: frozenset[Capability] = frozenset(), name: str = "kv-transfer", is_dead: IsDead = is_proven_dead,
     ) -> None:  # fmt: skip
@@ -52,7 +51,7 @@ class TransferEngine:
         self._name = name
         self._shards = Shards(shard_count(config.queue_shards))
         self._owner = Owner(
-            transport, layout, topology, config, sink, clock, logger, frozenset(capabilities), self._shards, is_dead
+            transport, layout, config, sink, clock, logger, frozenset(capabilities), self._shards, is_dead
         )
         self._thread = threading.Thread(target=self._owner.run, name=name)
         self._lock = threading.Lock()

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 
 from kv_core.contract.transport import PeerKey, Prepared, Transfer, TransferPlan
-from kv_core.layout import Batch
+from kv_core.layout import Batch, Placement
 from kv_core.protocol.chunks import ChunkResult, TransferKVChunk
 from kv_core.protocol.messages import ChunkDigest
 
@@ -17,11 +17,24 @@ class PeerState:
     ``prepared`` is None before ``AddPeer`` was performed, and for a peer that can't be used: ``problem`` says why.
     """
 
-    __slots__ = ("fabric", "in_flight", "jobs", "key", "plan", "prepared", "problem", "process", "transfers", "waiting")
+    __slots__ = (
+        "fabric",
+        "in_flight",
+        "jobs",
+        "key",
+        "placement",
+        "plan",
+        "prepared",
+        "problem",
+        "process",
+        "transfers",
+        "waiting",
+    )
 
     def __init__(self, key: PeerKey) -> None:
         self.key = key
         self.plan: TransferPlan | None = None
+        self.placement: Placement | None = None
         self.prepared: Prepared | None = None
         self.problem = ""
         self.fabric = ""  # what is really in use, in the transport's words

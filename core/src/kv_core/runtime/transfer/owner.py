@@ -10,7 +10,6 @@ from typing import TypeAlias
 
 from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import Capability, ThreadingModel
-from kv_core.contract.memory import Topology
 from kv_core.contract.transport import Transport
 from kv_core.layout import MemoryLayout
 from kv_core.protocol.chunks import TransferKVChunk
@@ -50,8 +49,8 @@ class Owner:
     """State and loop of the owner thread. ``run`` is the thread's body; everything public else may be used by any."""
 
     def __init__(
-        self, transport: Transport, layout: MemoryLayout, topology: Topology, config: TransferConfig,
-        sink: TransferSink, clock: Callable[[], float], logger: logging.Logger, capabilities: frozenset[Capability],
+        self, transport: Transport, layout: MemoryLayout, config: TransferConfig, sink: TransferSink,
+        clock: Callable[[], float], logger: logging.Logger, capabilities: frozenset[Capability],
         shards: Shards, is_dead: IsDead,
     ) -> None:  # fmt: skip
         self.commands: SimpleQueue[Command] = SimpleQueue()
@@ -86,8 +85,8 @@ class Owner:
         self._deaths = Deaths(self.outstanding, is_dead, clock)
         self.parking = Parking(clock, self.dispatcher, self.troubles)
         self._perform = Commands(
-            transport, layout, topology, self.dispatcher, reports, self.troubles, hasher, codec,
-            FabricRule(config.require_transport),
+            transport, self.dispatcher, reports, self.troubles, hasher, codec, FabricRule(config.require_transport),
+            config.max_indices,
         ).perform  # fmt: skip
 
     # -- any thread ------------------------------------------------------------------------------------------------

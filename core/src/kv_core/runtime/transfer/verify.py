@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kv_core.contract.transport import PeerKey, TransferPlan
+from kv_core.contract.transport import TransferPlan
+from kv_core.layout import Placement
 from kv_core.protocol.effects import VerifyDigests
 from kv_core.protocol.messages import ChunkDigest
+from kv_core.protocol.peers import Peer
 from kv_core.protocol.rooms import Offer
 from kv_core.runtime.transfer.aux import AuxDataCodec
 from kv_core.runtime.transfer.digest import Hasher, covered, name_of
 
-PlanFor = Callable[[PeerKey, object], TransferPlan]
-"""Makes the plan between a peer's layout and ours as the *peer* made it, seen from here."""
+PlanFor = Callable[[Peer], tuple[TransferPlan, Placement]]
+"""What moves from a peer to us, in the order in which the peer moves it."""
 
 
 class Verifier:
     """Performs ``VerifyDigests``. Owner thread only."""
 
-    def __init__(self, hasher: Hasher, codec: AuxDataCodec, plan_for: PlanFor) -> None:
+    def __init__(self, hasher: Hasher, codec: AuxDataCodec, plan_for: PlanFor, max_pages: int) -> None:
         self._hasher = hasher
         self._codec = codec
         self._plan_for = plan_for
+        self._max_pages = max_pages
 
     def problem(self, effect: VerifyDigests) -> str | None:
         """None if everything agrees, else a sentence that names the chunk. Raises what reading memory raises."""
@@ -34,10 +37,9 @@ class Verifier:
                 return wrong
         if not effect.digests:
             return None
-        peer = effect.link.peer
-        plan = self._plan_for(peer.key, peer.layout)
+        plan, placement = self._plan_for(effect.link.peer)
         for told in effect.digests:
-            wrong = self._compare(told, offer, plan)
+            wrong = self._compare(told, offer, plan, placement)
             if wrong is not None:
                 return wrong
         return None
@@ -51,9 +53,9 @@ class Verifier:
             return str(error)
         return None
 
-    def _compare(self, told: ChunkDigest, offer: Offer, plan: TransferPlan) -> str | None:
+    def _compare(self, told: ChunkDigest, offer: Offer, plan: TransferPlan, placement: Placement) -> str | None:
         try:
-            batch = covered(told, offer, plan)
+            batch = covered(told, offer, plan, placement, self._max_pages)
         except ValueError as error:
             return f"a digest came for {error}"
         found = self._hasher.digest(batch)
