@@ -89,10 +89,12 @@ class BaseKVSender(BaseKVHandle):
 
     @abstractmethod
     def init(self, num_kv_indices: int, aux_index: int | None = None) -> None:
-        """Announce how many KV pages will be sent in all (0: decode has the whole prefix) and the auxiliary row.
+        """Announce how many KV pages this rank will send in all (0: decode has the whole prefix) and the auxiliary row.
 
-        Must equal the number of pages that the decode side named, which is known from WaitingForInput on and is less
-        than the prompt's pages by ``decode_prefix_len``.
+        These are the rank's own pages from position ``decode_prefix_len`` of the prompt on, which is known from
+        WaitingForInput on; of ``cp_size`` context-parallel ranks each has every ``cp_size``-th page. With equal pages on
+        both sides it is the number of pages that decode named; else both must be of one prompt, or the room fails. Ranks
+        that serve no decode rank, or whose row another rank sends, call it all the same.
         """
 
     @abstractmethod
@@ -115,7 +117,7 @@ class BaseKVSender(BaseKVHandle):
     @property
     @abstractmethod
     def decode_prefix_len(self) -> int:
-        """Pages that the decode side already has; 0 before WaitingForInput."""
+        """Pages of the prompt, as large as this side's, that the decode side already has whole; 0 before WaitingForInput."""
 
 
 class BaseKVReceiver(BaseKVHandle):
@@ -136,7 +138,8 @@ class BaseKVReceiver(BaseKVHandle):
     ) -> None:
         """Name the pages that the prompt's KV goes to. From now on they may be written until ``is_release_safe()``.
 
-        ``decode_prefix_len``: leading pages of the prompt that are here already and not among ``kv_indices``.
+        ``decode_prefix_len``: leading pages of the prompt that are here already and not among ``kv_indices``: pages of this
+        side's size, those of the other context-parallel ranks included.
         """
 
 

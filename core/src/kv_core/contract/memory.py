@@ -23,8 +23,8 @@ class Buffer:
     """One contiguous buffer of ``num_items`` items of ``item_len`` bytes; item i begins at ``address + i * item_len``.
 
     ``layer`` counts from the model's first layer, whatever pipeline stage holds it; draft layers go on after the last.
-    ``item`` says what an item is made of, for the layout planner; None: opaque, it moves whole and between equal topologies
-    only. Managers do not plan unequal topologies yet: they refuse them in the handshake, whether items are described or not.
+    ``item`` says what an item is made of: where both sides' KV pages say so, their topologies, page sizes and orders of bytes
+    may differ. None: opaque, it moves whole, and a KV pool between equal topologies only.
     """
 
     address: int
@@ -153,7 +153,8 @@ class KVArgs:
     """What one rank tells core about its memory and its model. Survives pickling: engines spawn processes.
 
     ``extra`` holds further named values that must be equal on both sides (speculative configuration, say).
-    ``page_size`` is in tokens. ``dtype`` and ``kv_layout`` are opaque names to core: they must be equal on both sides.
+    ``page_size`` is in tokens. ``num_kv_heads`` and ``head_dim`` are the model's, not the rank's. ``dtype`` and ``kv_layout``
+    are opaque names to core: they must be equal on both sides, but for ``kv_layout`` where both describe their items.
     """
 
     kv: Pool

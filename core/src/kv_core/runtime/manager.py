@@ -17,6 +17,7 @@ from kv_core.contract.moments import timeline
 from kv_core.contract.observers import Observers
 from kv_core.contract.records import BackendRecord
 from kv_core.contract.traceparent import clean_traceparent
+from kv_core.layout import Move
 from kv_core.protocol.decode import DecodeMachine
 from kv_core.protocol.nodes import ProbeResult
 from kv_core.protocol.prefill import PrefillMachine
@@ -25,6 +26,7 @@ from kv_core.runtime.bootstrap.addresses import format_address, parse_address
 from kv_core.runtime.handles import CommonKVReceiver, CommonKVSender, HandleChecks
 from kv_core.runtime.null import NullReceiver, NullSender
 from kv_core.runtime.parts import Parts, assemble
+from kv_core.runtime.rules import Pair
 
 FLUSH_S = 1.0
 """How long a closing manager gives its last messages to be acknowledged."""
@@ -203,6 +205,21 @@ class CommonKVManager(BaseKVManager):
             }
             for entry in entries
         ]  # fmt: skip
+
+    def explain(self, peer: str = "") -> tuple[Move, ...]:
+        """What moves between this rank and the peers that it has shaken hands with: who sends which layers and heads of which
+        pool to whom, with bytes and descriptors of a page (``kv-core plan`` prints the same of shapes).
+
+        ``peer``: only the one with this endpoint, or with an instance id that begins so. Raises ``ValueError`` if there is
+        none. Any thread; takes milliseconds for each peer.
+        """
+        known = self._runner.read(lambda: [each for each in self._machine.peers.values() if each.layout is not None])
+        chosen = [each for each in known if not peer or each.endpoint == peer or each.name.startswith(peer)]
+        if peer and not chosen:
+            raise ValueError(
+                f"no peer {peer!r} has shaken hands; there are {[f'{one.name} at {one.endpoint}' for one in known]}"
+            )
+        return tuple(move for each in chosen if isinstance(each.layout, Pair) for move in each.layout.explain())
 
     def health(self) -> dict[str, Any]:
         """See ``BaseKVManager.health``."""
