@@ -58,7 +58,11 @@ def test_numbers_of_pages_fit_exactly_if_some_prompt_has_them(
                 for length in range(begin, 80)
             } | {(0, 0)}  # decode has it all: prefill need not send the page in which the prefix ends again
             for counts in product(range(6), repeat=2):
-                assert (not placement.mismatch(*counts, prefix)) == (counts in real), (sides, prefix, counts)
+                assert (not placement.mismatch(counts[0], counts[1], prefix)) == (counts in real), (
+                    sides,
+                    prefix,
+                    counts,
+                )
 
 
 def test_a_prefix_is_counted_in_decodes_pages():

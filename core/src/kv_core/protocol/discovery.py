@@ -193,7 +193,7 @@ class Discovery(Machine):
     def _find_dummies(room: Room) -> None:
         """Now that the layouts are known: who sends nothing to this rank need not be waited for, and gets no pages to write."""
         for link in room.links.values():
-            link.dummy = link.peer.layout is not None and link.peer.layout.idle
+            link.dummy = link.idle
 
     def _recheck_waiting(self, peer: Peer, now: float) -> None:
         waiting = list(peer.awaiting.values())

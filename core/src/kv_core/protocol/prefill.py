@@ -149,10 +149,10 @@ class PrefillMachine(Reception):
             states = {
                 pool: (start, items, link.states[pool][start : start + items.size])
                 for pool, (start, items) in chunk.states.items()
-                if self._moves(link, pool)
+                if link.moves(pool)
             }
             aux = None
-            if chunk.last and link.aux_index is not None and room.aux_index is not None and self._moves(link, "aux"):
+            if chunk.last and link.aux_index is not None and room.aux_index is not None and link.moves("aux"):
                 aux = (room.aux_index, link.aux_index)
             moves = moves or aux is not None
             room.unfinished += 1
@@ -167,19 +167,10 @@ class PrefillMachine(Reception):
         room.chunks += moves
 
     @staticmethod
-    def _moves(link: RoomLink, pool: str) -> bool:
-        """Whether this rank sends anything of the pool to that one: others may have the same bytes, and send them."""
-        return link.peer.layout is not None and link.peer.layout.moves(pool)
-
-    @staticmethod
-    def _idle(link: RoomLink) -> bool:
-        """Whether nothing moves between the two ranks: decode does not wait for this one."""
-        return link.peer.layout is not None and link.peer.layout.idle
-
-    def _misfit(self, room: Room, chunk: PendingChunk) -> str | None:
+    def _misfit(room: Room, chunk: PendingChunk) -> str | None:
         for link in room.links.values():
             for pool, (start, items) in chunk.states.items():
-                if not self._moves(link, pool):
+                if not link.moves(pool):
                     continue
                 named = link.states.get(pool)
                 if named is None or start + items.size > named.size:
@@ -187,12 +178,12 @@ class PrefillMachine(Reception):
                     return f"send(): {start + items.size} items of state {pool!r}, but decode named {count}"
             if chunk.last:
                 for pool, named in link.states.items():
-                    if self._moves(link, pool) and room.sent_states.get(pool, 0) != named.size:
+                    if link.moves(pool) and room.sent_states.get(pool, 0) != named.size:
                         sent = room.sent_states.get(pool, 0)
                         return (
                             f"all pages were sent, but {sent} of {named.size} items of state {pool!r} that decode named"
                         )
-                if link.aux_index is not None and room.aux_index is None and self._moves(link, "aux"):
+                if link.aux_index is not None and room.aux_index is None and link.moves("aux"):
                     return "decode expects an auxiliary row, but init() was given no aux_index"
         return None
 
@@ -490,7 +481,7 @@ class PrefillMachine(Reception):
         if link is None or link.room.ended:
             self.counters["stale_messages"] += 1
             return
-        if message.failure is None and link.room.phase is not Phase.CONFIRMING and not self._idle(link):
+        if message.failure is None and link.room.phase is not Phase.CONFIRMING and not link.idle:
             self.counters["unexpected_messages"] += 1
             return
         link.told = True

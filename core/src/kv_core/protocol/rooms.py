@@ -79,6 +79,15 @@ class RoomLink:
         """Whether some write to or from the room's pages may still be under way through this link."""
         return bool(self.outstanding) or self.exposed or self.verifying
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing moves between the two ranks: decode does not wait for prefill's."""
+        return self.peer.layout is not None and self.peer.layout.idle
+
+    def moves(self, pool: str) -> bool:
+        """Whether anything of the pool moves between the two: other ranks may have the same bytes, and send them."""
+        return self.peer.layout is not None and self.peer.layout.moves(pool)
+
 
 class PendingChunk(NamedTuple):
     """One ``send()``: position of its first page, KV items, state items with their positions, and when to read.
