@@ -46,7 +46,7 @@ def report(result: dict[str, Any]) -> Iterator[str]:
     if result["engine"] or settings:
         yield f"{result['engine'] or 'No engine'}; {', '.join(settings) or 'no settings'}."
     parts: dict[str, Callable[[Any], Iterator[str]]] = {
-        "goodput": goodput, "sync": sync, "frozen": frozen, "calls": calls, "control": control, "latency": latency,
+        "goodput": goodput, "sync": sync, "frozen": frozen, "calls": calls, "control": control, "latency": latency, "streaming": streaming,
         "observation": observation, "planning": planning,
     }  # fmt: skip
     for name, lines in parts.items():
@@ -181,6 +181,27 @@ def latency(result: dict[str, Any]) -> Iterator[str]:
     yield from table(("engine threads", "switch interval", "p50", "p90", "p99", "CPUs of others"), rows)
     yield ""
     yield f"The same bytes through the {NAMES[result['yardstick']]} alone: {result['yardstick_ms']} ms (mean)."
+
+
+def streaming(result: dict[str, Any]) -> Iterator[str]:
+    """From the end of the computation to Success."""
+    mib = result["bytes"] / 2**20
+    yield f"### Layer-wise streaming: a room of {mib:.0f} MiB in {result['layers']} layers, from the end of the computation to Success"
+    yield ""
+    yield f"The whole transfer, with nothing to compute before it, takes {result['whole_ms'].text(1)} ms."
+    yield ""
+    rows = [
+        (
+            f"{case['compute']:g}", case["sent"], case["tail_ms"].text(1), case["part"].text(3),
+            case["others_busy"].text(1),
+        )
+        for case in result["cases"]
+    ]  # fmt: skip
+    head = (
+        "a layer's computation / its transfer", "sent", "end of computation to Success, ms", "/ whole transfer",
+        "CPUs of others",
+    )  # fmt: skip
+    yield from table(head, rows)
 
 
 OBSERVED = {

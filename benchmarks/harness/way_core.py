@@ -194,7 +194,7 @@ class Loop:
 
 
 class SenderLoop(Loop):
-    """The prefill side. A stamp is when the pages were handed over."""
+    """The prefill side. A stamp is when the forward pass was done, and the (last) pages were handed over."""
 
     seed = 1
 
@@ -210,8 +210,16 @@ class SenderLoop(Loop):
     def ready(self, job: Job) -> None:
         """See ``Loop``."""
         job.sent = True
-        self.stamps[job.number] = monotonic()
-        self.timed("send", job.handle.send, self.sets[job.slot])
+        work, pages = self.work, self.sets[job.slot]
+        for layer in range(work.layers):
+            time.sleep(work.layer_s)
+            if layer == work.layers - 1:
+                self.stamps[job.number] = monotonic()
+            if work.streamed:
+                self.timed("send", job.handle.send, pages, layers=range(layer, layer + 1))
+        if not work.streamed:
+            self.stamps[job.number] = monotonic()
+            self.timed("send", job.handle.send, pages)
 
 
 class ReceiverLoop(Loop):

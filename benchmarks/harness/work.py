@@ -13,7 +13,9 @@ class Work:
     ``pages`` of the pool's pages each, ``random`` or ``contiguous``. ``first_room``: number of the first room.
     ``idle_s``: pause between two passes of the engine's loop in which nothing was to be done. ``busy``: the engine's
     thread computes in Python instead of pausing. ``patient``: the prefill engine hands its pages over when it sees that
-    decode has named its own, as engines do whose forward pass comes last; otherwise at once.
+    decode has named its own, as engines do whose forward pass comes last; otherwise at once. ``layers``: the forward pass has
+    so many, and each takes ``layer_s`` seconds, in which the engine's thread sleeps; ``streamed``: each layer's pages are
+    sent when it is done. ``stamps``: note when each room's computation was done, and when its Success was seen.
     """
 
     pages: int
@@ -25,6 +27,9 @@ class Work:
     busy: bool = False
     patient: bool = False
     stamps: bool = False
+    layers: int = 0
+    layer_s: float = 0.0
+    streamed: bool = False
 
 
 class Way(Protocol):
