@@ -1,6 +1,6 @@
 """Measure kv-core over a backend: goodput, the engine thread's time, the control plane, latency, frozen peers; planning.
 
-    python -m benchmarks.bench [--quick] [--json] [--only goodput,sync,frozen,calls,control,latency,streaming,observation,planning]
+    python -m benchmarks.bench [--quick] [--json] [--only goodput,sync,frozen,calls,control,latency,streaming,observation,planning,staging]
                                [--rounds 5]
                                [--backend fake|nixl|mooncake] [--fabric cma|tcp] [--env NAME=VALUE] [--option NAME=VALUE]
 
@@ -19,11 +19,22 @@ from importlib import metadata
 from typing import Any
 
 from benchmarks import unequal_cost
-from benchmarks.harness import frozen, goodput, latency, observation, rooms, streaming, sync, tables
+from benchmarks.harness import frozen, goodput, latency, observation, rooms, staging, streaming, sync, tables
 from benchmarks.harness.figures import machine
 from benchmarks.harness.ranks import Pair
 
-SECTIONS = ("goodput", "sync", "frozen", "calls", "control", "latency", "streaming", "observation", "planning")
+SECTIONS = (
+    "goodput",
+    "sync",
+    "frozen",
+    "calls",
+    "control",
+    "latency",
+    "streaming",
+    "observation",
+    "planning",
+    "staging",
+)
 FABRICS: dict[str, dict[str, dict[str, str]]] = {
     "nixl": {"cma": {}, "tcp": {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo"}},
     "mooncake": {"tcp": {"MC_FORCE_TCP": "1"}},
@@ -72,6 +83,8 @@ def run(section: str, options: argparse.Namespace) -> Any:
             result = rooms.calls(pair, backend, quick=quick, options=settings, tell=tell)
         elif section == "control":
             result = rooms.control(pair, quick=quick, rounds=rounds, options=settings, tell=tell)
+        elif section == "staging":
+            result = staging.run(pair, quick=quick, rounds=rounds, options=settings, tell=tell)
         elif section == "streaming":
             result = streaming.run(pair, quick=quick, rounds=rounds, options=settings, tell=tell)
         elif section == "observation":

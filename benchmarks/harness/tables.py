@@ -46,7 +46,7 @@ def report(result: dict[str, Any]) -> Iterator[str]:
     if result["engine"] or settings:
         yield f"{result['engine'] or 'No engine'}; {', '.join(settings) or 'no settings'}."
     parts: dict[str, Callable[[Any], Iterator[str]]] = {
-        "goodput": goodput, "sync": sync, "frozen": frozen, "calls": calls, "control": control, "latency": latency, "streaming": streaming,
+        "goodput": goodput, "sync": sync, "frozen": frozen, "calls": calls, "control": control, "latency": latency, "streaming": streaming, "staging": staging,
         "observation": observation, "planning": planning,
     }  # fmt: skip
     for name, lines in parts.items():
@@ -200,6 +200,24 @@ def streaming(result: dict[str, Any]) -> Iterator[str]:
     head = (
         "a layer's computation / its transfer", "sent", "end of computation to Success, ms", "/ whole transfer",
         "CPUs of others",
+    )  # fmt: skip
+    yield from table(head, rows)
+
+
+def staging(result: list[dict[str, Any]]) -> Iterator[str]:
+    """Small pieces, or a detour through a staging pool."""
+    yield "### Staging: 16 MiB in small pieces, through the transport alone, milliseconds"
+    yield ""
+    rows = [
+        (
+            row["piece"], f"{row['pieces']:,}", row["direct_ms"].text(1), row["gather_ms"].text(1), row["wire_ms"].text(1),
+            row["scatter_ms"].text(1), row["detour_ms"].text(1), row["ratio"].text(), row["ratio_overlapped"].text(),
+        )
+        for row in result
+    ]  # fmt: skip
+    head = (
+        "bytes of a piece", "pieces", "as they are", "gather", "1 MiB copies", "scatter", "detour", "as they are / detour",
+        "as they are / its longest part",
     )  # fmt: skip
     yield from table(head, rows)
 
