@@ -30,7 +30,8 @@ from kv_core.contract.observers import Observers
 from kv_core.contract.records import BackendRecord
 from kv_core.runtime import create_manager
 from kv_core.runtime.manager import CommonKVManager
-from tests.support.rank_main import BUSY_WAIT_S, RankServer
+from tests.support.command_loop import BUSY_WAIT_S
+from tests.support.rank_main import RankServer
 
 
 class LyingManager(CommonKVManager):

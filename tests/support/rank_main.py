@@ -9,72 +9,38 @@ It ends when stdin does, so it never outlives the test that started it.
 from __future__ import annotations
 
 import faulthandler
-import json
 import logging
 import os
-import select
 import signal
-import sys
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 from kv_core import BaseKVManager, BootstrapServer, KVArgs, Role, TransferConfig, load_backend
+from tests.support.command_loop import CommandLoop
 from tests.support.engine import DecodeEngine, Engine, PrefillEngine
 from tests.support.memory import RankMemory, Shape
 from tests.support.orders import Order
 from tests.support.usage import usage
 
-BUSY_WAIT_S = 0.001
-IDLE_WAIT_S = 1.0
 
-
-class RankServer:
+class RankServer(CommandLoop):
     """Serves one rank: at most one manager with its engine, and at most one bootstrap server."""
 
-    busy_wait_s = BUSY_WAIT_S
-
     def __init__(self) -> None:
+        super().__init__()
         self.manager: BaseKVManager | None = None
         self.engine: Engine | None = None
         self.bootstrap: BootstrapServer | None = None
-        self._buffer = b""
-        self._ended = False
 
-    def serve(self) -> None:
-        """Until stdin ends."""
-        try:
-            while not self._ended:
-                busy = self.engine is not None and self.engine.busy
-                ready, _, _ = select.select([0], [], [], self.busy_wait_s if busy else IDLE_WAIT_S)
-                if ready:
-                    self._read()
-                self._step()
-        finally:
-            self.close()
-
-    def _read(self) -> None:
-        data = os.read(0, 1 << 20)
-        if not data:
-            self._ended = True
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        for line in lines:
-            self._answer(json.loads(line))
-
-    def _answer(self, request: dict[str, Any]) -> None:
-        number = request.pop("id")
-        do: Callable[..., Any] = getattr(self, request.pop("do"))
-        try:
-            reply: dict[str, Any] = {"id": number, "ok": do(**request)}
-        except Exception as error:
-            logging.getLogger(__name__).exception("a command failed")
-            reply = {"id": number, "error": f"{type(error).__name__}: {error}"}
-        _write([reply])
+    @property
+    def busy(self) -> bool:
+        """Whether the engine has something to do."""
+        return self.engine is not None and self.engine.busy
 
     def _step(self) -> None:
         if self.engine is not None and self.engine.busy:
             ended, released = self.engine.step()
-            _write([{"ended": o.to_json()} for o in ended] + [{"released": o.to_json()} for o in released])
+            self.tell([{"ended": o.to_json()} for o in ended] + [{"released": o.to_json()} for o in released])
 
     # -- commands --------------------------------------------------------------------------------------------------
 
@@ -159,17 +125,6 @@ class RankServer:
             manager.close()
         if server is not None:
             server.close()
-
-    def exit(self) -> None:
-        """Close what is open, then end."""
-        self.close()
-        self._ended = True
-
-
-def _write(messages: list[dict[str, Any]]) -> None:
-    if messages:
-        sys.stdout.write("".join(json.dumps(message, default=str) + "\n" for message in messages))
-        sys.stdout.flush()
 
 
 if __name__ == "__main__":

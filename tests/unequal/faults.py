@@ -1,0 +1,91 @@
+"""A room with several sources and several destinations that is given up in the middle, and the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tests.support.orders import Outcome
+from tests.unequal.judge import Result, orders, served, spoiled
+from tests.unequal.pairs import pair
+from tests.unequal.scene import Member, Scene, Workers
+
+SHAPE = pair(
+    "faults", "tp 2, pp 2 to cp 2, MLA", {"tp": 2, "pp": 2}, {"cp": 2}, cuts=((1, 2), (2,)), mla=True, tokens=16, state=False,
+)  # fmt: skip
+"""Layer 0 comes from (0, 0, 0, 0), layer 1 from (1, 1, 0, 0), rows from (0, 1, 0, 0), to both decode ranks; (1, 0, 0, 0) is a dummy."""
+
+VICTIMS = {
+    "decode": ("decode", (0, 0, 1, 0)), "source": ("prefill", (1, 1, 0, 0)), "source of rows": ("prefill", (0, 1, 0, 0)),
+    "dummy": ("prefill", (1, 0, 0, 0)),
+}  # fmt: skip
+FAULTS = tuple(
+    f"{victim} {end}" for end in ("aborts", "is killed") for victim in VICTIMS if f"{victim} {end}" != "dummy is killed"
+)
+REASON = "the client hung up"
+LOST = ("peer_lost", "transport_error")
+CONFIG: dict[str, Any] = {"probe_interval_s": 0.5, "dead_after": 8}
+"""Half a second tells of a torn connection; silence takes four."""
+SLOW = {"options": {"faults": [{"kind": "delay", "every": 2, "seconds": 0.3}]}}
+"""Of the embedded backend: every second transfer is still on its way when the room is given up."""
+
+
+def run_fault(workers: Workers, fault: str, seed: int) -> Result:
+    """Give the room up on one rank; it must fail on all of them for this reason, and the next one must go well."""
+    rng = np.random.default_rng([seed, *fault.encode()])
+    case = replace(SHAPE.case, seed=int(rng.integers(1 << 30)))
+    victim_name, killed = fault.removesuffix(" aborts").removesuffix(" is killed"), fault.endswith("killed")
+    result = Result(fault, workers.backend, SHAPE.ranks)
+    config = CONFIG | {"digest": "all"} | (SLOW if workers.backend == "fake" else {})
+    with Scene(workers, config=config) as scene:
+        try:
+            scene.prefill(case)
+            scene.decode(case)
+            (victim,) = (m for m in scene.members if (m.role, m.place) == VICTIMS[victim_name])
+            result.problems += _give_up(scene, victim, rng, killed=killed)
+            if killed:
+                scene.again(victim, case)
+            scene.ask(scene.members, "fill", generation=1)
+            told = orders(scene.members, scene.server.address, next(workers.rooms), rng)
+            scene.open(scene.members, told)
+            outcomes = scene.ended(scene.members, told[0].room)
+            result.problems += served(scene, scene.members, scene.members, outcomes)
+            result.problems += scene.rest()
+            result.nbytes = sum(o.nbytes or 0 for o in outcomes if o.role == "decode")
+        except AssertionError as error:
+            result.problems.append(str(error))
+        scene.failed = bool(result.problems)
+    return result
+
+
+def _give_up(scene: Scene, victim: Member, rng: np.random.Generator, *, killed: bool) -> list[str]:
+    room = next(scene.workers.rooms)
+    told = orders(scene.members, scene.server.address, room, rng, style="pages", hold=True)
+    scene.open(scene.members, told)
+    scene.in_the_middle(scene.members, room)
+    if killed:
+        victim.process.kill()
+    else:
+        assert victim.process.call("abort", room=room, reason=REASON) == 1, "it was live"
+    left = [member for member in scene.members if not killed or member is not victim]
+    found = _reasons(left, scene.ended(left, room), victim, killed=killed)
+    found += spoiled(scene, left)
+    if killed:
+        scene.members = left
+        found += scene.rest()
+        scene.members = [*left, victim]
+    return found
+
+
+def _reasons(left: Sequence[Member], outcomes: Sequence[Outcome], victim: Member, *, killed: bool) -> list[str]:
+    found = []
+    for member, outcome in zip(left, outcomes, strict=True):
+        codes = LOST if killed else ("aborted_local" if member is victim else "aborted_remote",)
+        if outcome.state != "Failed" or outcome.code not in codes:
+            found.append(f"{member}: did not fail as {' or '.join(codes)}: {outcome}")
+        elif not killed and REASON not in outcome.message:
+            found.append(f"{member}: does not name the reason: {outcome}")
+    return found
