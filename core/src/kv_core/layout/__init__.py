@@ -8,8 +8,8 @@ checks indices, ``coverage`` says when a room ends, ``explain`` tells what would
 
 from kv_core.layout.batch import Batch, make_batch, pool_plan, slice_for
 from kv_core.layout.bounds import check_indices
+from kv_core.layout.compare_items import Sides, missing_layers
 from kv_core.layout.compare_items import described as is_described
-from kv_core.layout.compare_items import missing_layers
 from kv_core.layout.coverage import Coverage
 from kv_core.layout.digest_view import Segments, mirror, segments
 from kv_core.layout.explain import Move, explain
@@ -17,7 +17,7 @@ from kv_core.layout.memory_map import MemoryLayout, PoolLayout
 from kv_core.layout.mismatch import Difference, LayoutMismatch, UnsupportedTopology
 from kv_core.layout.pages import Pages, Pairs, page_batch, page_slices, pair_pages
 from kv_core.layout.placement import PageSide, Placement
-from kv_core.layout.planner import differences, plan_transfer, pools_sent
+from kv_core.layout.planner import differences, findings, plan_transfer, pools_sent
 from kv_core.layout.ranks import RankMapping, Stages, check_sizes, even_stages, serving, source_ranks
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "PoolLayout",
     "RankMapping",
     "Segments",
+    "Sides",
     "Stages",
     "UnsupportedTopology",
     "check_indices",
@@ -41,6 +42,7 @@ __all__ = [
     "differences",
     "even_stages",
     "explain",
+    "findings",
     "is_described",
     "make_batch",
     "mirror",

@@ -41,11 +41,11 @@ def differences(
     uneven: bool = False,
 ) -> tuple[Difference, ...]:
     """Everything that stands in the way of ``plan_transfer``; empty if nothing does."""
-    return tuple(d for _, d in _findings(local, remote, Sides(local_topology, remote_topology, uneven)))
+    return tuple(d for _, d in findings(local, remote, Sides(local_topology, remote_topology, uneven)))
 
 
-def _findings(local: MemoryLayout, remote: MemoryLayout, places: Sides) -> list[tuple[str | None, Difference]]:
-    """Each with the rule of topology that it breaks, or None."""
+def findings(local: MemoryLayout, remote: MemoryLayout, places: Sides) -> list[tuple[str | None, Difference]]:
+    """As ``differences``, each with the rule of topology that it breaks, or None."""
     if described(local) and described(remote):
         return list(item_findings(local, remote, places))
     found = topology_differences(places.local, places.remote)
@@ -71,11 +71,11 @@ def plan_transfer(
     devices may differ. Raises ``LayoutMismatch`` with every difference; ``UnsupportedTopology``, one of its kind, if
     nothing but topologies stands in the way.
     """
-    findings = _findings(local, remote, Sides(local_topology, remote_topology, uneven))
-    if findings:
-        found = [difference for _, difference in findings]
-        rules = list(dict.fromkeys(rule for rule, _ in findings if rule is not None))
-        if all(rule is not None for rule, _ in findings):
+    unfit = findings(local, remote, Sides(local_topology, remote_topology, uneven))
+    if unfit:
+        found = [difference for _, difference in unfit]
+        rules = list(dict.fromkeys(rule for rule, _ in unfit if rule is not None))
+        if all(rule is not None for rule, _ in unfit):
             raise UnsupportedTopology("; ".join(rules), found)
         raise LayoutMismatch(found)
     if described(local) and described(remote):

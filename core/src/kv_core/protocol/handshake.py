@@ -19,11 +19,12 @@ INFORMATIVE = frozenset({"backend_version", "core_version", "tp_rank", "pp_rank"
 
 @dataclass(frozen=True)
 class Difference:
-    """One field that differs, with both values as text."""
+    """One field that differs, with both values as text. ``rule``: what it breaks, if it need not be equal as such."""
 
     field: str
     local: str
     remote: str
+    rule: str = ""
 
 
 def fields_of(args: KVArgs, backend: str, backend_version: str, core_version: str) -> dict[str, str | int]:
@@ -129,11 +130,15 @@ class SourceRanks:
 
 
 def refusal(found: list[Difference], role: Role, local: str, remote: str) -> Failure:
-    """The failure that says which fields differ. Values are given as prefill's and decode's, whoever writes it."""
+    """The failure that says which fields differ, and what that breaks. Values are given as prefill's and decode's, whoever
+    writes it.
+    """
     mine, theirs = (role.value, role.peer.value)
     texts = [f"{d.field} ({mine} {d.local!r}, {theirs} {d.remote!r})" for d in found]
+    rules = list(dict.fromkeys(d.rule for d in found if d.rule))
+    broken = f". The rule{'s' if len(rules) > 1 else ''}: {'; '.join(rules)}" if rules else ""
     return Failure(
         FailureStage.HANDSHAKE, FailureCode.INCOMPATIBLE,
-        f"the two sides can't exchange pages: {'; '.join(texts)}. Give both the same model, settings and versions",
+        f"the two sides can't exchange pages: {'; '.join(texts)}{broken}. Give both the same model, settings and versions",
         Side.UNKNOWN, retryable=False, origin=local, peer=remote,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -16,8 +16,9 @@ from kv_core.layout import (
     Move,
     PageSide,
     Placement,
-    differences,
+    Sides,
     explain,
+    findings,
     is_described,
     missing_layers,
     plan_transfer,
@@ -27,6 +28,10 @@ from kv_core.layout import (
 from kv_core.protocol import handshake
 from kv_core.protocol.handshake import Difference, Fields, PeerLayout, SourceRanks
 
+WHOLE = "each layer that a decode rank has must be on one of the prefill ranks that serve it"
+PAGED_STATE = (
+    "a state component that is kept in pages needs pages of one size, and the same context parallelism, on both sides"
+)
 MAX_MAPPINGS = 256
 """Shapes of prefill instances of which the ranks that serve this one are remembered."""
 
@@ -128,16 +133,19 @@ class Rules:
         if is_described(here.layout) and is_described(there.layout):
             free, told = free | handshake.SHAPE, frozenset()
         found = handshake.differences(mine, theirs, free)
-        unfit = differences(here.layout, there.layout, local_topology=here.topology, remote_topology=there.topology)
-        # The fields have said so by themselves, in the engine's words.
-        return found + [Difference(d.field, d.local, d.remote) for d in unfit if d.field not in told] + _paged(remote)
+        unfit = findings(here.layout, there.layout, Sides(here.topology, there.topology))
+        rules = {difference.field: rule for rule, difference in unfit if rule is not None}
+        # Fields say so by themselves, in the engine's words; what the layouts add to that is the rule.
+        found = [replace(one, rule=rules[one.field]) if one.field in rules else one for one in found]
+        more = [Difference(d.field, d.local, d.remote, rule or "") for rule, d in unfit if d.field not in told]
+        return found + more + _paged(remote)
 
     def missing(self, sources: list[PeerLayout]) -> list[Difference]:
         """See ``LayoutRules``."""
         layouts = [pair.theirs.layout for pair in sources if isinstance(pair, Pair)]
         if not is_described(self.layout):
             return []  # equal topologies: each layout has been compared by itself
-        return [Difference(d.field, d.local, d.remote) for d in missing_layers(self.layout, layouts)]
+        return [Difference(d.field, d.local, d.remote, WHOLE) for d in missing_layers(self.layout, layouts)]
 
     def sources(self, sizes: tuple[int, int, int, int], dp_rank: int, page_size: int) -> SourceRanks:
         """See ``LayoutRules``."""
@@ -165,7 +173,7 @@ def _paged(pair: Pair) -> list[Difference]:
             for tokens, place in ((pool.tokens, pair.mine), (other.tokens, pair.theirs))
         )
         if mine != theirs:
-            found.append(Difference(f"{pool.name}: pages of a state component must be equal", mine, theirs))
+            found.append(Difference(f"{pool.name}.tokens", mine, theirs, PAGED_STATE))
     return found
 
 
