@@ -41,7 +41,7 @@ MUTANT_ARGS ?=
 DASHBOARD_ARGS ?=
 REPORTS := build/conformance
 
-.PHONY: help demo test lint format docs engines example simulate bench bench-events conformance conformance-wheels mutants kill-rounds soak fuzz black-holes topologies alerts dashboard clean
+.PHONY: help demo test lint format docs engines example simulate bench bench-events conformance conformance-wheels mutants kill-rounds soak fuzz black-holes topologies unequal alerts dashboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | while IFS=$$'\t' read -r target text; do \
@@ -163,6 +163,11 @@ fuzz: $(STAMPS)/dev ## Long: random messages on each socket and route while good
 
 topologies: $(STAMPS)/dev ## Long: plans of all pairs of topologies against a tensor of the whole model's cache (LONG_ARGS)
 	$(BIN)/python -m core.tests.layout.topologies $(LONG_ARGS)
+
+# On the embedded backend and every engine, or on those that are named: BACKEND="fake nixl".
+UNEQUAL_BACKENDS = $(if $(filter file,$(origin BACKEND)),fake $(ENGINES),$(BACKEND))
+unequal: $(STAMPS)/dev $(patsubst %,$(STAMPS)/engine-%,$(filter nixl mooncake,$(UNEQUAL_BACKENDS))) ## Long: pairs of unequal shapes with a real process for each rank, every byte compared (BACKEND, LONG_ARGS)
+	$(BIN)/python -m tests.long.unequal --backend $(UNEQUAL_BACKENDS) $(LONG_ARGS)
 
 black-holes: $(STAMPS)/dev ## Long: fifty black-holed prefill servers must not hide the death of another (LONG_ARGS)
 	$(BIN)/python -m tests.long.black_holes $(LONG_ARGS)

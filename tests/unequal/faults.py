@@ -22,9 +22,7 @@ VICTIMS = {
     "decode": ("decode", (0, 0, 1, 0)), "source": ("prefill", (1, 1, 0, 0)), "source of rows": ("prefill", (0, 1, 0, 0)),
     "dummy": ("prefill", (1, 0, 0, 0)),
 }  # fmt: skip
-FAULTS = tuple(
-    f"{victim} {end}" for end in ("aborts", "is killed") for victim in VICTIMS if f"{victim} {end}" != "dummy is killed"
-)
+FAULTS = tuple(f"{victim} {end}" for end in ("aborts", "is killed") for victim in VICTIMS)
 REASON = "the client hung up"
 LOST = ("peer_lost", "transport_error")
 CONFIG: dict[str, Any] = {"probe_interval_s": 0.5, "dead_after": 8}
@@ -53,6 +51,7 @@ def run_fault(workers: Workers, fault: str, seed: int) -> Result:
             scene.open(scene.members, told)
             outcomes = scene.ended(scene.members, told[0].room)
             result.problems += served(scene, scene.members, scene.members, outcomes)
+            result.problems += _parts(scene.members, outcomes)
             result.problems += scene.rest()
             result.nbytes = sum(o.nbytes or 0 for o in outcomes if o.role == "decode")
         except AssertionError as error:
@@ -89,3 +88,9 @@ def _reasons(left: Sequence[Member], outcomes: Sequence[Outcome], victim: Member
         elif not killed and REASON not in outcome.message:
             found.append(f"{member}: does not name the reason: {outcome}")
     return found
+
+
+def _parts(members: Sequence[Member], outcomes: Sequence[Outcome]) -> list[str]:
+    """The ranks must have had the parts that the shape gives them, or nothing was tried here."""
+    idle = [member.place for member, o in zip(members, outcomes, strict=True) if o.role == "prefill" and not o.nbytes]
+    return [] if idle == [VICTIMS["dummy"][1]] else [f"{idle} sent nothing"]

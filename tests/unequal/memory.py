@@ -56,7 +56,8 @@ class RankMemory:
         self.role = role
         self.side = case.source if role is Role.PREFILL else case.destination
         self.place = topology(tuple(ranks), self.side)
-        self._world = World(case)
+        most = max(side[-1].stop for side in case.stages)  # decode may have layers that prefill lacks: that is refused
+        self._world = World(case if most == case.layers else replace(case, stages=((range(most),), case.stages[1])))
         which = int(role is Role.DECODE)
         self._world.rng = np.random.default_rng([case.seed, which, *ranks])
         rank = self._world.rank(which, self.place)
