@@ -88,6 +88,28 @@ def test_rooms_that_prefill_opens_after_the_refusal_fail_for_the_same_reason():
     assert len({failure and failure.message for failure in failures}) == 1
 
 
+@pytest.mark.parametrize("late", [True, False])
+def test_a_room_that_was_given_up_while_the_refusal_was_on_its_way_fails_on_prefill_as_well(late: bool):
+    """It had no link, and the greeting that is refused did not name it: decode's rank can't be served, and can't say so either."""
+    bench = Bench()
+    prefill, decode = bench.prefill(), bench.decode(model="other")
+    first = decode.open(8)
+    decode.do(decode.machine.init, first, 9)  # no such data-parallel rank
+    (resolve,) = decode.wants(fx.Resolve)
+    decode.do(decode.machine.on_route, resolve.addr, bench.route)
+    assert [packet.rooms for packet in decode.sent] == [[8]]
+    second = decode.open(9)
+    decode.do(decode.machine.init, second, 9)
+    assert first.failure is not None
+    assert second.failure is not None
+    if late:
+        bench.pump()
+    source = prefill.open(9)
+    bench.pump()
+    assert source.failure is not None, "prefill waits for a room that nobody will come to"
+    assert source.failure.code is FailureCode.INCOMPATIBLE
+
+
 def test_a_refusal_does_not_touch_rooms_of_others():
     bench = Bench()
     prefill = bench.prefill()

@@ -311,7 +311,8 @@ class Discovery(Machine):
 
     def _refused(self, peer: Peer, failure: Failure, now: float) -> None:
         rooms = [link.room for link in peer.rooms.values()]  # those that wait for the handshake, or have just begun
-        untold = [room.number for room in rooms if not room.ended and room.number not in peer.told_rooms]
+        numbers = [*(room.number for room in rooms if not room.ended), *peer.regrets]
+        untold = [number for number in numbers if number not in peer.told_rooms]
         if untold:  # prefill fails its rooms by the numbers in the Hello that it refuses
             header = self._header(peer)
             hello = msg.Hello(**header, introduction=self.me.introduction, rooms=untold[:MAX_HELLO_ROOMS])
