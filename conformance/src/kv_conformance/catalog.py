@@ -21,6 +21,7 @@ AREAS = {
     "MEM": "Registering memory",
     "PEER": "Getting to know peers, and forgetting them",
     "XFER": "Moving bytes",
+    "TOPO": "Unequal topologies: ranks, pages and buffers that differ on the two sides",
     "POLL": "poll()",
     "MET": "get_transfer_metric()",
     "CLEAR": "clear()",

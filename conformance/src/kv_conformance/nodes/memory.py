@@ -8,6 +8,7 @@ import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,19 @@ from kv_core import Buffer, KVArgs, Pool
 U8 = npt.NDArray[np.uint8]
 POISON = 0xEE
 """What memory that nobody has written yet is full of."""
+
+
+class Place(NamedTuple):
+    """One buffer: where it begins in the file, how many items it has, and bytes of an item."""
+
+    at: int
+    items: int
+    item_len: int
+
+    @property
+    def end(self) -> int:
+        """The first byte behind it."""
+        return self.at + self.items * self.item_len
 
 
 @dataclass(frozen=True)
@@ -37,22 +51,36 @@ class Shape:
         """All pools in canonical order: KV, states, auxiliary rows."""
         return {"kv": self.kv, **self.states, **({"aux": self.aux} if self.aux else {})}
 
+    def places(self) -> dict[str, list[Place]]:
+        """The buffers of each pool, in canonical order."""
+        at = self.gap + self.shift
+        found: dict[str, list[Place]] = {}
+        for name, (buffers, items, item_len) in self.pools().items():
+            found[name] = [
+                Place(at + number * (items * item_len + self.gap), items, item_len) for number in range(buffers)
+            ]
+            at = found[name][-1].end + self.gap
+        return found
+
     def offsets(self) -> dict[str, list[int]]:
         """Where each buffer begins in the file."""
-        place = self.gap + self.shift
-        found: dict[str, list[int]] = {}
-        for name, (buffers, items, item_len) in self.pools().items():
-            found[name] = []
-            for _ in range(buffers):
-                found[name].append(place)
-                place += items * item_len + self.gap
-        return found
+        return {name: [place.at for place in places] for name, places in self.places().items()}
 
     @property
     def nbytes(self) -> int:
         """Bytes of the file: everything, and a gap at the end."""
-        pools = self.pools().values()
-        return self.gap + self.shift + sum(b * (n * size + self.gap) for b, n, size in pools)
+        return self.gap + max(place.end for places in self.places().values() for place in places)
+
+    def args(self, address: int) -> dict[str, object]:
+        """``KVArgs`` of such memory at this address, as keyword arguments."""
+        pools = {
+            name: Pool(
+                name, tuple(Buffer(address + at, size, items, layer) for layer, (at, items, size) in enumerate(places))
+            )
+            for name, places in self.places().items()
+        }
+        states = tuple(pools[name] for name in self.states)
+        return {"kv": pools["kv"], "aux": pools.get("aux"), "states": states, "model": "conformance"}
 
 
 class Image:
@@ -62,9 +90,8 @@ class Image:
         self.shape = shape
         self.whole = whole
         self.pools: dict[str, list[U8]] = {}
-        for name, places in shape.offsets().items():
-            _, items, item_len = shape.pools()[name]
-            self.pools[name] = [whole[at : at + items * item_len].reshape(items, item_len) for at in places]
+        for name, places in shape.places().items():
+            self.pools[name] = [whole[one.at : one.end].reshape(one.items, one.item_len) for one in places]
 
     @property
     def kv(self) -> list[U8]:
@@ -95,11 +122,10 @@ class Image:
         )
 
     def _place(self, at: int) -> str:
-        for name, places in self.shape.offsets().items():
-            _, items, item_len = self.shape.pools()[name]
-            for number, begin in enumerate(places):
-                if begin <= at < begin + items * item_len:
-                    item, byte = divmod(at - begin, item_len)
+        for name, places in self.shape.places().items():
+            for number, place in enumerate(places):
+                if place.at <= at < place.end:
+                    item, byte = divmod(at - place.at, place.item_len)
                     return f"pool {name!r}, buffer {number}, item {item}, byte {byte}"
         return f"a gap between buffers (offset {at})"
 
@@ -143,19 +169,7 @@ class Memory(Image):
 
     def args(self, **changes: object) -> KVArgs:
         """``KVArgs`` of this memory as it is mapped in this process; keyword arguments replace fields."""
-        pools = {}
-        for name, places in self.shape.offsets().items():
-            _, items, item_len = self.shape.pools()[name]
-            buffers = tuple(Buffer(self.address + at, item_len, items, layer) for layer, at in enumerate(places))
-            pools[name] = Pool(name, buffers)
-        states = tuple(pools[name] for name in self.shape.states)
-        values: dict[str, object] = {
-            "kv": pools["kv"],
-            "aux": pools.get("aux"),
-            "states": states,
-            "model": "conformance",
-        }
-        return KVArgs(**{**values, **changes})  # type: ignore[arg-type]
+        return KVArgs(**{**self.shape.args(self.address), **changes})  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Let go of the file; arrays that are still held keep the mapping alive. Idempotent: two nodes may share a memory."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from kv_conformance.nodes.memory import Memory
 from kv_conformance.nodes.process import Process
-from kv_conformance.nodes.wire_server import Introduction, Pairs, Record
+from kv_conformance.nodes.wire_server import Introduction, Pairs, Placed, Record
 from kv_core import Region, TransferState
 from kv_core.layout import MemoryLayout
 
@@ -101,6 +101,13 @@ class WireNode:
     ) -> list[int]:  # fmt: skip
         """The same batch so many times, without a pause."""
         numbers: list[int] = self.process.ask("submit", road.prepared, kv, states, aux, layers, times)
+        return numbers
+
+    def submit_pages(self, road: Road, placed: Placed, layers: range | None = None) -> list[int]:
+        """Submit what both sides name of these pools, as core does it: paired by its place in the prompt, and cut into batches.
+        The transfers' numbers.
+        """
+        numbers: list[int] = self.process.ask("submit_pages", road.prepared, placed, layers)
         return numbers
 
     def progress(self, *numbers: int) -> list[Record]:

@@ -16,15 +16,38 @@ import numpy as np
 import numpy.typing as npt
 
 from kv_conformance.nodes.memory import Memory, Shape
-from kv_core import Direction, Region, Role, ThreadingModel, TransferConfig, TransferState, TransportError, load_backend
+from kv_core import (
+    Direction,
+    Region,
+    Role,
+    ThreadingModel,
+    Topology,
+    TransferConfig,
+    TransferState,
+    TransportError,
+    load_backend,
+)
 from kv_core.contract.memory import regions_of
-from kv_core.contract.transport import PeerKey, Prepared, Transfer, TransferProgress, Transport, TransportContext
-from kv_core.layout import MemoryLayout, make_batch, plan_transfer
+from kv_core.contract.transport import (
+    PeerKey,
+    Prepared,
+    Transfer,
+    TransferPlan,
+    TransferProgress,
+    Transport,
+    TransportContext,
+)
+from kv_core.layout import MemoryLayout, Pages, make_batch, page_batch, plan_transfer
 
 WAIT_S = 0.2
 """How long the owner thread sleeps in ``wait`` while it is asked nothing: a request wakes it."""
 Pairs = tuple[npt.ArrayLike, npt.ArrayLike]
 """Local and remote items of a pool, one for one."""
+Placed = Mapping[str, tuple[Pages, Pages]]
+"""By pool: the pages, and items, that each side names, local and remote, as they stand in a prompt."""
+MAX_DESCRIPTORS = 4096
+"""Copies in one submission, as kv-core makes them by default."""
+MAX_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -42,11 +65,12 @@ class WireOrder:
 
 @dataclass(frozen=True)
 class Introduction:
-    """What another node needs to know of this one."""
+    """What another node needs to know of this one. ``topology``: its rank's place."""
 
     name: str
     descriptor: bytes
     layout: MemoryLayout
+    topology: Topology
 
 
 @dataclass(frozen=True)
@@ -117,7 +141,7 @@ class WireServer:
 
     def introduce(self) -> Introduction:
         """What a peer needs."""
-        return Introduction(self.name, self.transport.local_descriptor(), self.layout)
+        return Introduction(self.name, self.transport.local_descriptor(), self.layout, self.args.topology)
 
     def regions(self) -> list[Region]:
         """All regions of this node's memory."""
@@ -135,10 +159,17 @@ class WireServer:
         """See ``Transport.add_peer``."""
         self.transport.add_peer(PeerKey(name, generation), descriptor)
 
-    def prepare(self, name: str, generation: int, layout: MemoryLayout) -> int:
-        """Plan and prepare; the number of what was prepared."""
+    def plan(self, layout: MemoryLayout, topology: Topology | None = None) -> TransferPlan:
+        """What moves between this rank and one with this layout; its place: None for the same as here."""
         place = self.args.topology
-        plan = plan_transfer(self.layout, layout, local_topology=place, remote_topology=place)
+        return plan_transfer(
+            self.layout, layout, local_topology=place, remote_topology=topology or place,
+            local_sends=self.order.role is Role.PREFILL,
+        )  # fmt: skip
+
+    def prepare(self, name: str, generation: int, layout: MemoryLayout, topology: Topology | None = None) -> int:
+        """Plan and prepare; the number of what was prepared."""
+        plan = self.plan(layout, topology)
         number = next(self._numbers)
         self.prepared[number] = self.transport.prepare(PeerKey(name, generation), plan)
         return number
@@ -146,7 +177,7 @@ class WireServer:
     def meet(self, other: Introduction, generation: int) -> int:
         """Add a peer and prepare for it."""
         self.add_peer(other.name, generation, other.descriptor)
-        return self.prepare(other.name, generation, other.layout)
+        return self.prepare(other.name, generation, other.layout, other.topology)
 
     def remove_peer(self, name: str, generation: int) -> None:
         """See ``Transport.remove_peer``."""
@@ -182,6 +213,14 @@ class WireServer:
             aux,
         )
         return [self._submit(plan, batch) for _ in range(times)]
+
+    def submit_pages(self, prepared: int, placed: Placed, layers: range | None = None) -> list[int]:
+        """Submit what both sides name of these pools, paired by its place in the prompt and cut into batches as core does it;
+        the transfers' numbers. Pools that the plan leaves out are passed over.
+        """
+        plan = self.prepared[prepared]
+        batch = page_batch(plan.plan, placed, layers)
+        return [self._submit(plan, part) for part in batch.split(MAX_DESCRIPTORS, MAX_BYTES)]
 
     def _submit(self, plan: Prepared, batch: Any) -> int:
         number = next(self._numbers)

@@ -152,7 +152,7 @@ def test_everything_in_one_batch(env: Env) -> None:
     """A batch may have KV, state and auxiliary items together, each pool with items of its own; all of them are there when it
     is DONE. (State items if STATE is declared, auxiliary rows if AUX is.)
 
-    If this fails, look at how submit() goes through the slices of a batch: there is one for each pool.
+    If this fails, look at how submit() goes through the slices of a batch: there is one, or several, for each pool.
     """
     states = {"one": (2, 12, 100), "two": (1, 30, 7)} if env.declares(Capability.STATE) else {}
     shape = Shape(kv=(2, 24, 128), aux=(2, 6, 50) if env.declares(Capability.AUX) else None, states=states)
