@@ -36,9 +36,7 @@ class Seat:
         """For messages."""
         return f"{self.node.process.name} (tp, pp, cp, dp {self.rank.topology.ranks} of {self.rank.topology.sizes})"
 
-    def send(
-        self, pages: Items | None = None, *, states: bool = True, layers: range | None = None
-    ) -> None:  # fmt: skip
+    def send(self, pages: Items | None = None, *, states: bool = True, layers: range | None = None) -> None:
         """Prefill: send these pages (None: all), and all state items with them, if so wanted."""
         named = self.rank.states() if states else None
         here = {name: np.asarray(items, np.uint64) for name, items in (named or {}).items()}
