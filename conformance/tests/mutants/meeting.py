@@ -107,11 +107,11 @@ class RemovedIsQuiescent(FakeTransport):
     """Outstanding transfers to a removed peer are quiescent when no byte can land any more: here at once."""
 
     def remove_peer(self, peer: PeerKey) -> None:
-        outbound = self._peers.get(peer)
-        begun = list(outbound._posted.values()) if outbound is not None else []
-        super().remove_peer(peer)
-        for transfer in begun:
-            transfer.quiescent = True
+        outbound = self._peers.pop(peer, None)
+        if outbound is not None:
+            self._removed.append(outbound)  # which goes on sending: what the peer has not read yet is to land for sure
+            for transfer in outbound._posted.values():
+                transfer.fail("the peer was removed", quiescent=True)
 
 
 @mutant("remove_waits", "KV-ABORT-12")
