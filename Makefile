@@ -131,7 +131,7 @@ format: $(STAMPS)/dev ## Format, and mend what ruff can mend by itself
 	$(BIN)/ruff check --fix-only --exit-zero
 	$(BIN)/ruff format
 
-example: $(STAMPS)/example $(BACKEND_STAMP) ## Generate text across two processes with a real model; compare with one process (BACKEND, EXAMPLE_ARGS)
+example: $(STAMPS)/example $(BACKEND_STAMP) ## Generate text with a real model, prefill and decode apart; compare with one process (BACKEND, EXAMPLE_ARGS)
 	$(BIN)/python examples/generate.py --backend $(BACKEND) $(EXAMPLE_ARGS)
 
 simulate: $(STAMPS)/dev ## Run seeded schedules with faults against the protocol, in virtual time (SIMULATE_ARGS)

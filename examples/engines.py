@@ -1,56 +1,65 @@
 """Two toy engines around the tiny model: what a real engine's scheduler does with kv-core's senders and receivers.
 
-Run as a process each: settings as one JSON argument, requests as JSON lines on standard input, answers on standard output.
+Each tensor-parallel rank of an engine is a process of its own, with its own manager, its share of the model and of the KV
+cache. kv-core moves each prefill rank's heads to the decode ranks that need them; what is left to an engine is that its
+ranks go on together (``Engine.run``). Requests and answers are dicts over a pipe.
 """
 
 from __future__ import annotations
 
-import json
-import queue
-import sys
-import threading
+from collections import deque
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tiny_llama import HEAD_DIM, KV_HEADS, LAYERS, TinyLlama
+from tensor_parallel import Group
+from tiny_llama import DTYPE, HEAD_DIM, KV_HEADS, LAYERS, TinyLlama
 
 import kv_core
-from kv_core import Buffer, KVArgs, KVPoll, Pool, Role, TransferConfig
+from kv_core import Buffer, ItemLayout, KVArgs, KVPoll, Pool, Role, Topology, TransferConfig
 
 PAGE_TOKENS = 16
-PAGES = 256
+PAGES = 128
 ROWS = 64
-POLL_S = 0.001
+POLL_S = 0.002
 NOTHING = PAGES - 1
 """A page that is never written: sent in place of a withheld one."""
 
 
 class PagePool:
-    """KV pages of ``PAGE_TOKENS`` tokens, float32, K and V of each layer in a buffer of its own; and auxiliary rows.
+    """KV pages of ``PAGE_TOKENS`` tokens, K and V of each layer in a buffer of its own; and auxiliary rows.
 
-    ``kv[layer, 0 or 1, page]`` has shape (KV_HEADS, PAGE_TOKENS, HEAD_DIM). A row holds (first token, tokens, room).
+    ``kv[layer, 0 or 1, page]`` has shape (KV heads held here, PAGE_TOKENS, HEAD_DIM). A row holds (first token, tokens,
+    room).
     """
 
-    def __init__(self) -> None:
-        self.kv = torch.zeros(LAYERS, 2, PAGES, KV_HEADS, PAGE_TOKENS, HEAD_DIM)
+    def __init__(self, group: Group) -> None:
+        self.held = group.share(KV_HEADS)
+        self.topology = Topology(tp_rank=group.rank, tp_size=group.size)
+        heads = self.held.stop - self.held.start
+        self.kv = torch.zeros(LAYERS, 2, PAGES, heads, PAGE_TOKENS, HEAD_DIM, dtype=DTYPE)
         self.rows = np.zeros((ROWS, 3), np.int64)
         self.free_pages = list(range(NOTHING))
         self.free_rows = list(range(ROWS))
 
     def args(self) -> KVArgs:
-        """The pool as kv-core wants it described."""
-        item = KV_HEADS * PAGE_TOKENS * HEAD_DIM * 4
+        """The pool as kv-core wants it described: with ``page``, which says what a page is made of in the whole model and
+        of how many ranks this is one, the two sides may be of different sizes.
+        """
+        page = ItemLayout.page(
+            PAGE_TOKENS, KV_HEADS, HEAD_DIM * DTYPE.itemsize, tp_size=self.topology.tp_size, order="HND"
+        )
         buffers = [
-            Buffer(self.kv[layer, part].data_ptr(), item, PAGES, layer, "kv"[part])
+            Buffer(self.kv[layer, part].data_ptr(), page.nbytes, PAGES, layer, "kv"[part], page)
             for layer in range(LAYERS)
             for part in (0, 1)
         ]
         aux = Buffer(self.rows.ctypes.data, self.rows[0].nbytes, ROWS)
         return KVArgs(
-            Pool("kv", tuple(buffers)), Pool("aux", (aux,)), page_size=PAGE_TOKENS, dtype="float32", kv_layout="HND",
-            model="tiny-llama", num_kv_heads=KV_HEADS, head_dim=HEAD_DIM,
+            Pool("kv", tuple(buffers)), Pool("aux", (aux,)), page_size=PAGE_TOKENS, dtype=str(DTYPE), kv_layout="HND",
+            model="tiny-llama", num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, topology=self.topology,
         )  # fmt: skip
 
     def take(self, tokens: int) -> tuple[list[int], int] | None:
@@ -80,136 +89,147 @@ class PagePool:
 
 
 class Engine:
-    """A scheduler loop: takes requests, steps each one, and gives pages back when kv-core says that it is safe."""
+    """One rank's scheduler loop: takes requests, steps each one, and gives pages back when kv-core says that it is safe.
 
-    def __init__(self, settings: dict[str, Any], manager: Any, pool: PagePool, llama: TinyLlama) -> None:
-        self.settings, self.manager, self.pool, self.llama = settings, manager, pool, llama
+    All ranks of an engine must do the same things in the same order, for the model's sums wait for every rank; but each
+    has handles of its own, which change when they will. So in every round the ranks agree on what *all* of them have
+    seen: of each room the least of the ranks' ``poll()``, which is Failed if the room has failed on any rank, and Success
+    only if it is on every one.
+    """
+
+    def __init__(self, connection: Connection, manager: Any, group: Group, pool: PagePool, llama: TinyLlama) -> None:
+        self.connection, self.manager, self.group, self.pool, self.llama = connection, manager, group, pool, llama
+        self.inbox: deque[dict[str, Any] | None] = deque()
         self.requests: list[dict[str, Any]] = []
-        self.draining: list[tuple[Any, list[int], int]] = []
+        self.draining: list[dict[str, Any]] = []
+        self.ended = False
 
     def run(self) -> None:
-        """Serve until standard input ends and every request has been answered."""
-        incoming: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        reader = threading.Thread(target=_read_lines, args=(incoming,))
-        reader.start()
-        pause = threading.Event()
-        ended = False
-        while not ended or self.requests or self.draining:
-            while not incoming.empty():
-                request = incoming.get()
-                ended = ended or request is None
-                if request is not None:
-                    self.requests.append(request)
-            self.requests = [request for request in self.requests if not self.step(request)]
-            self.draining = [entry for entry in self.draining if not self.released(*entry)]
-            pause.wait(POLL_S)
-        reader.join()
+        """Serve until None has come and every request has been answered."""
+        while not self.ended or self.requests or self.draining:
+            self.connection.poll(POLL_S)
+            while self.connection.poll():
+                self.inbox.append(self.connection.recv())
+            polls = [int(request["handle"].poll()) for request in self.requests]
+            safe = [int(request["handle"].is_release_safe()) for request in self.draining]
+            arrived, *agreed = self.group.least([len(self.inbox), *polls, *safe])
+            draining = zip(self.draining, agreed[len(polls) :], strict=True)
+            requests = zip(self.requests, agreed[: len(polls)], strict=True)
+            self.draining = [request for request, free in draining if not self.drained(request, safe=bool(free))]
+            self.requests = [request for request, state in requests if not self.step(request, KVPoll(state))]
+            for _ in range(arrived):
+                self.begin(self.inbox.popleft())
 
-    def step(self, request: dict[str, Any]) -> bool:
-        """Take a request one step further; True when it has ended."""
+    def begin(self, request: dict[str, Any] | None) -> None:
+        """A new request, or None: no more will come."""
+        if request is None:
+            self.ended = True
+            return
+        request["handle"] = self.open(request)
+        request["tokens"] = self.llama.encode(request["prompt"])
+        self.requests.append(request)
+
+    def open(self, request: dict[str, Any]) -> Any:
+        """A handle on the request's room."""
+        raise NotImplementedError
+
+    def step(self, request: dict[str, Any], state: KVPoll) -> bool:
+        """Take a request one step further; ``state`` is what all ranks have reached. True when it has ended."""
+        if state is KVPoll.WaitingForInput and "pages" not in request:
+            taken = self.pool.take(len(request["tokens"]))
+            if taken is not None:
+                request["pages"], request["row"] = taken
+                self.start(request)
+        elif state is KVPoll.Success:
+            self.end(request, self.finish(request))
+        elif state is KVPoll.Failed:
+            self.end(request, {"error": str(request["handle"].failure() or "it failed on another rank")})
+        return state.terminal
+
+    def start(self, request: dict[str, Any]) -> None:
+        """Both sides are ready, and there are pages for the prompt."""
+        raise NotImplementedError
+
+    def finish(self, request: dict[str, Any]) -> dict[str, Any]:
+        """All pages have been moved: the answer."""
         raise NotImplementedError
 
     def end(self, request: dict[str, Any], answer: dict[str, Any]) -> None:
-        """Answer a request; its pages follow when that is safe."""
-        handle = request["handle"]
-        if handle.poll() is KVPoll.Failed:
-            answer = {"error": str(handle.failure())}
-        handle.clear()
+        """Answer a request; its pages follow when that is safe. ``clear`` aborts the room if it is another rank's that failed."""
+        request["handle"].clear()
         if "pages" in request:
-            self.draining.append((handle, request["pages"], request["row"]))
-        sys.stdout.write(json.dumps({"id": request["id"], "room": request["room"], **answer}) + "\n")
-        sys.stdout.flush()
+            self.draining.append(request)
+        self.connection.send({"room": request["room"], **answer})
 
-    def released(self, handle: Any, pages: list[int], row: int) -> bool:
-        """Give the pages back if nothing can touch them any more."""
-        if not handle.is_release_safe():
-            return False
-        self.pool.give_back(pages, row)
-        return True
+    def drained(self, request: dict[str, Any], *, safe: bool) -> bool:
+        """Give the pages back if nothing can touch them any more, on any rank: all ranks' pools stay the same."""
+        if safe:
+            self.pool.give_back(request["pages"], request["row"])
+        return safe
 
 
 class PrefillEngine(Engine):
     """Computes a prompt's keys and values and sends them in two chunks."""
 
-    def step(self, request: dict[str, Any]) -> bool:
-        """See ``Engine.step``."""
-        if "handle" not in request:
-            request["handle"] = self.manager.create_sender(request["bootstrap"], request["room"])
-            request["tokens"] = self.llama.encode(request["prompt"])
-        handle = request["handle"]
-        state = handle.poll()
-        if state is KVPoll.WaitingForInput and "pages" not in request:
-            taken = self.pool.take(len(request["tokens"]))
-            if taken is not None:
-                self.compute(request, *taken)
-        if state.terminal:
-            self.end(request, {"sent": len(request.get("pages", ()))})
-        return bool(state.terminal)
+    def open(self, request: dict[str, Any]) -> Any:
+        """See ``Engine.open``."""
+        return self.manager.create_sender(request["bootstrap"], request["room"])
 
-    def compute(self, request: dict[str, Any], pages: list[int], row: int) -> None:
+    def start(self, request: dict[str, Any]) -> None:
         """Run the model and hand the pages over."""
-        request["pages"], request["row"] = pages, row
         first, keys_values = self.llama.prefill(request["tokens"])
-        self.pool.write(pages, keys_values)
-        self.pool.rows[row] = (first, len(request["tokens"]), request["room"])
-        sent = list(pages)
-        if request["withhold"]:
-            sent[len(sent) // 2] = NOTHING
-        handle = request["handle"]
-        handle.init(len(sent), aux_index=row)
+        self.pool.write(request["pages"], keys_values)
+        self.pool.rows[request["row"]] = (first, len(request["tokens"]), request["room"])
+        sent = list(request["pages"])
         half = len(sent) // 2
+        if request["fault"] == "page":
+            sent[half] = NOTHING
+        if request["fault"] == "head" and self.pool.held.stop == KV_HEADS:  # the model's last head is held here
+            self.pool.kv[:, :, sent[half], -1] = 0
+        handle = request["handle"]
+        handle.init(len(sent), aux_index=request["row"])
         for chunk in (sent[:half], sent[half:]):
             if chunk:
                 handle.send(np.array(chunk))
+
+    def finish(self, request: dict[str, Any]) -> dict[str, Any]:
+        """See ``Engine.finish``."""
+        return {"sent": len(request["pages"])}
 
 
 class DecodeEngine(Engine):
     """Receives a prompt's keys and values and generates from them."""
 
-    def step(self, request: dict[str, Any]) -> bool:
-        """See ``Engine.step``."""
-        if "handle" not in request:
-            request["handle"] = self.manager.create_receiver(request["bootstrap"], request["room"])
-            request["handle"].init()
-            request["tokens"] = self.llama.encode(request["prompt"])
-        handle = request["handle"]
-        state = handle.poll()
-        if state is KVPoll.WaitingForInput and "pages" not in request:
-            taken = self.pool.take(len(request["tokens"]))
-            if taken is not None:
-                request["pages"], request["row"] = taken
-                self.pool.kv[:, :, taken[0]] = float("nan")
-                handle.send_metadata(np.array(taken[0]), aux_index=taken[1])
-        if state is KVPoll.Success:
-            first, tokens, room = (int(value) for value in self.pool.rows[request["row"]])
-            if (tokens, room) != (len(request["tokens"]), request["room"]):
-                raise RuntimeError(f"the auxiliary row is that of room {room}, expected {request['room']}")
-            keys_values = self.pool.read(request["pages"], tokens)
-            self.end(request, {"output": self.llama.decode(first, keys_values, self.settings["tokens"])})
-        elif state is KVPoll.Failed:
-            self.end(request, {})
-        return bool(state.terminal)
+    def open(self, request: dict[str, Any]) -> Any:
+        """See ``Engine.open``."""
+        handle = self.manager.create_receiver(request["bootstrap"], request["room"])
+        handle.init()
+        return handle
+
+    def start(self, request: dict[str, Any]) -> None:
+        """Say where the pages shall go."""
+        pages, handle = request["pages"], request["handle"]
+        self.pool.kv[:, :, pages] = float("nan")
+        handle.send_metadata(np.array(pages), aux_index=request["row"])
+        if request["fault"] == "rank" and self.group.rank == self.group.size - 1:
+            handle.abort("asked to fail on this rank")
+
+    def finish(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Generate. Every rank comes to the same tokens."""
+        first, tokens, room = (int(value) for value in self.pool.rows[request["row"]])
+        if (tokens, room) != (len(request["tokens"]), request["room"]):
+            raise RuntimeError(f"the auxiliary row is that of room {room}, expected {request['room']}")
+        keys_values = self.pool.read(request["pages"], tokens)
+        return {"output": self.llama.decode(first, keys_values, request["max_tokens"])}
 
 
-def _read_lines(incoming: queue.SimpleQueue[dict[str, Any] | None]) -> None:
-    for line in sys.stdin:
-        incoming.put(json.loads(line))
-    incoming.put(None)
-
-
-def main() -> None:
-    """Run one engine."""
-    settings = json.loads(sys.argv[1])
-    role = Role(settings["role"])
-    pool, llama = PagePool(), TinyLlama(Path(settings["model"]))
-    config = TransferConfig(bootstrap_addr=settings["bootstrap"] if role is Role.PREFILL else None)
-    backend = kv_core.load_backend(settings["backend"])
-    with backend.create_manager(role, pool.args(), config) as manager:
-        kind = PrefillEngine if role is Role.PREFILL else DecodeEngine
-        sys.stdout.write(json.dumps({"ready": role.value}) + "\n")
-        sys.stdout.flush()
-        kind(settings, manager, pool, llama).run()
-
-
-if __name__ == "__main__":
-    main()
+def serve(connection: Connection, role: Role, rank: int, size: int) -> None:
+    """Run one rank. The first message is its settings; an end of file, the router's death, ends it."""
+    settings = connection.recv()
+    group = Group(rank, size, Path(settings["meet"]))
+    pool, llama = PagePool(group), TinyLlama(Path(settings["model"]), group)
+    config = TransferConfig(bootstrap_addr=settings["bootstrap"])
+    kind = PrefillEngine if role is Role.PREFILL else DecodeEngine
+    with kv_core.load_backend(settings["backend"]).create_manager(role, pool.args(), config) as manager:
+        connection.send({"ready": rank})
+        kind(connection, manager, group, pool, llama).run()

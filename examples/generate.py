@@ -1,125 +1,150 @@
-"""Generate text with prefill in one process and decode in another, and compare with one process, token for token.
+"""Generate text with prefill and decode in processes of their own, and compare with one process, token for token.
 
-A Hugging Face Llama (random weights, made on the spot) reads the prompts of a text file in the prefill process; its KV
-cache goes through kv-core in pages of 16 tokens to the decode process, which generates from it. Requests go in random
-order, several at a time. Then the same prompts once more with one page withheld: now every output must differ.
+A Hugging Face Llama (random weights, made on the spot) reads the prompts of a text file on the prefill side; its KV cache
+goes through kv-core in pages of 16 tokens to the decode side, which generates from it. Each side has a process for each
+tensor-parallel rank, which holds its share of the heads, and the sides need not have as many:
 
     python examples/generate.py --backend fake
+    python examples/generate.py --prefill-tp 2 --decode-tp 1
+    python examples/generate.py --prefill-tp 1 2 --decode-tp 1 2    # two instances on each side, and every pair of them
+
+Requests go in random order, several at a time. Then the same prompts three times more: with one page withheld and with one
+KV head of one page withheld, when every output must differ, and with one decode rank failing, when all ranks must give up.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import subprocess
 import sys
 import tempfile
-import threading
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
 
+from instances import Instance, answers, started
 from tiny_llama import TinyLlama, make_model
 
-import kv_core
+from kv_core import BootstrapServer
 
 HERE = Path(__file__).parent
-ANSWER_S = 120.0
-"""Longest time without any answer."""
+FAULTS = {
+    "": "outputs equal to the single process, token for token",
+    "page": "outputs differ with one page withheld",
+    "head": "outputs differ with one KV head of one page withheld",
+    "rank": "requests end on all ranks when one decode rank fails",
+}
 
 
-class Rank:
-    """One engine process."""
+@dataclass
+class Job:
+    """A prompt on its way through two instances, and the answers of their ranks in the order in which they came."""
 
-    def __init__(self, role: str, settings: dict[str, Any], answers: SimpleQueue[tuple[str, dict[str, Any]]]) -> None:
-        self.role = role
-        command = [sys.executable, str(HERE / "engines.py"), json.dumps(settings | {"role": role})]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._reader = threading.Thread(target=self._read, args=(answers,))
-        self._reader.start()
+    number: int
+    prompt: str
+    prefill: Instance
+    decode: Instance
+    outputs: list[list[int]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    waiting: int = 0
 
-    def _read(self, answers: SimpleQueue[tuple[str, dict[str, Any]]]) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            answers.put((self.role, json.loads(line)))
-        answers.put((self.role, {"ended": self.process.wait()}))
-
-    def ask(self, request: dict[str, Any]) -> None:
-        """Send a request."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-
-    def end(self, *, kill: bool) -> None:
-        """Let the process finish, or kill it."""
-        assert self.process.stdin is not None
-        if kill:
-            self.process.kill()
-        self.process.stdin.close()
-        self.process.wait(60)
-        self._reader.join(10)
+    def good(self, fault: str, expected: list[int]) -> bool:
+        """Whether all ranks have answered what they should."""
+        if fault == "rank":
+            return len(self.errors) == self.prefill.size + self.decode.size
+        if fault:
+            return not self.errors and expected not in self.outputs
+        return self.outputs == [expected] * self.decode.size
 
 
 class Router:
-    """Gives each request to both processes at once, as a router does, a few at a time."""
+    """Gives each request to all ranks of both sides at once, as a router does, a few requests at a time."""
 
-    def __init__(self, settings: dict[str, Any], concurrency: int) -> None:
-        self._bootstrap = settings["bootstrap"]
-        self._concurrency = concurrency
-        self._answers: SimpleQueue[tuple[str, dict[str, Any]]] = SimpleQueue()
+    def __init__(self, instances: list[Instance], tokens: int, concurrency: int) -> None:
+        self._instances, self._tokens, self._concurrency = instances, tokens, concurrency
         self._room = 0
-        self._ranks: list[Rank] = []
-        try:
-            for role in ("prefill", "decode"):
-                self._ranks.append(Rank(role, settings, self._answers))
-            for _ in self._ranks:
-                self._answer()
-        except BaseException:
-            self.close(kill=True)
-            raise
 
-    def _answer(self) -> tuple[str, dict[str, Any]]:
-        role, answer = self._answers.get(timeout=ANSWER_S)
-        if "ended" in answer:
-            raise RuntimeError(f"the {role} process ended with status {answer['ended']}")
-        return role, answer
-
-    def run(self, prompts: list[str], order: list[int], *, withhold: bool) -> list[Any]:
-        """Generate for every prompt; the outputs in the prompts' order (a string is a failure)."""
-        outputs: list[Any] = [None] * len(prompts)
-        waiting = list(order)
-        pending: dict[int, set[str]] = {}
-        while waiting or pending:
-            while waiting and len(pending) < self._concurrency:
-                number = waiting.pop(0)
+    def run(self, jobs: list[Job], fault: str) -> None:
+        """Do these jobs; ``fault`` is what shall go wrong (empty: nothing)."""
+        left, pending = list(jobs), dict[int, Job]()
+        while left or pending:
+            while left and len(pending) < self._concurrency:
+                job = left.pop(0)
                 self._room += 1
+                pending[self._room] = job
                 request = {
-                    "id": number, "prompt": prompts[number], "room": self._room, "bootstrap": self._bootstrap,
-                    "withhold": withhold,
+                    "room": self._room, "bootstrap": job.prefill.bootstrap, "prompt": job.prompt,
+                    "max_tokens": self._tokens, "fault": fault,
                 }  # fmt: skip
-                pending[number] = {"prefill", "decode"}
-                for rank in self._ranks:
-                    rank.ask(request)
-            role, answer = self._answer()
-            number = answer["id"]
-            if role == "decode" or "error" in answer:
-                outputs[number] = answer.get("output", answer.get("error"))
-            pending[number].discard(role)
-            if not pending[number]:
-                del pending[number]
-        return outputs
-
-    def close(self, *, kill: bool = False) -> None:
-        """End both processes."""
-        for rank in self._ranks:
-            rank.end(kill=kill)
+                for instance in (job.prefill, job.decode):
+                    job.waiting += instance.size
+                    instance.tell(request)
+            for answer in answers(self._instances):
+                job = pending[answer["room"]]
+                job.waiting -= 1
+                job.outputs += [answer["output"]] if "output" in answer else []
+                job.errors += [answer["error"]] if "error" in answer else []
+                if not job.waiting:
+                    del pending[answer["room"]]
 
 
 def main() -> int:
-    """Run the example; 0 if all outputs are equal and a withheld page is seen in each."""
+    """Run the example; 0 if all outputs are equal and each fault shows in all of them."""
+    options = _options()
+    print(f"seed {options.seed}: repeat with --seed {options.seed}")
+    prompts = [line for line in options.prompts.read_text().splitlines() if line.strip()]
+    with (
+        tempfile.TemporaryDirectory() as name,
+        ExitStack() as servers,
+        started(options.prefill_tp, options.decode_tp) as (prefills, decodes),
+    ):
+        folder, instances = Path(name), [*prefills, *decodes]
+        make_model(folder, prompts, options.seed)
+        for instance in prefills:
+            instance.bootstrap = servers.enter_context(BootstrapServer("127.0.0.1", 0)).address
+        for number, instance in enumerate(instances):
+            settings = {"model": folder, "backend": options.backend, "bootstrap": instance.bootstrap}
+            instance.tell({**settings, "meet": folder / f"instance-{number}"})
+        llama = TinyLlama(folder)
+        expected = [llama.generate(llama.encode(prompt), options.tokens) for prompt in prompts]
+        ready = 0
+        while ready < sum(instance.size for instance in instances):
+            ready += len(answers(instances))
+        router, rng = Router(instances, options.tokens, options.concurrency), random.Random(options.seed)
+        done: dict[str, list[Job]] = {fault: [] for fault in FAULTS}
+        for fault in [""] * options.rounds + [fault for fault in FAULTS if fault]:
+            jobs = [Job(*prompt, *pair) for prompt, *pair in product(enumerate(prompts), prefills, decodes)]
+            router.run(rng.sample(jobs, len(jobs)), fault)
+            done[fault] += jobs
+    return 0 if _report(options.backend, done, expected) else 1
+
+
+def _report(backend: str, done: dict[str, list[Job]], expected: list[list[int]]) -> bool:
+    """Print what came of each pair of sizes; whether all is well."""
+    all_good = True
+    for sizes in sorted({(job.prefill.size, job.decode.size) for job in done[""]}):
+        print(f"backend {backend}, prefill tp {sizes[0]}, decode tp {sizes[1]}:")
+        for fault, told in FAULTS.items():
+            jobs = [job for job in done[fault] if (job.prefill.size, job.decode.size) == sizes]
+            bad = [job for job in jobs if not job.good(fault, expected[job.number])]
+            print(f"  {len(jobs) - len(bad)} of {len(jobs)} {told}")
+            for job in bad:
+                print(
+                    f"    {job.prompt[:60]!r}\n      expected {expected[job.number]}\n      got      {job.outputs} {job.errors}"
+                )
+            all_good = all_good and not bad
+    return all_good
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="fake")
+    for side in ("prefill", "decode"):
+        told = (
+            f"tensor-parallel ranks of the {side} side (of 8 heads and 4 KV heads); several: an instance of each size"
+        )
+        parser.add_argument(f"--{side}-tp", type=int, nargs="+", default=[1], choices=(1, 2, 4, 8), help=told)
     parser.add_argument("--prompts", type=Path, default=HERE / "prompts.txt")
     parser.add_argument("--tokens", type=int, default=24, help="tokens to generate for each prompt")
     parser.add_argument("--concurrency", type=int, default=6)
@@ -127,43 +152,7 @@ def main() -> int:
         "--rounds", type=int, default=2, help="how often to run all prompts, each time in another order"
     )
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
-    options = parser.parse_args()
-    prompts = [line for line in options.prompts.read_text().splitlines() if line.strip()]
-    rng = random.Random(options.seed)
-    print(f"seed {options.seed}: repeat with --seed {options.seed}")
-    with tempfile.TemporaryDirectory() as folder, kv_core.BootstrapServer("127.0.0.1", 0) as server:
-        make_model(Path(folder), prompts, options.seed)
-        llama = TinyLlama(Path(folder))
-        expected = [llama.generate(llama.encode(prompt), options.tokens) for prompt in prompts]
-        settings = {
-            "model": folder, "backend": options.backend, "bootstrap": server.address, "tokens": options.tokens,
-        }  # fmt: skip
-        router = Router(settings, options.concurrency)
-        try:
-            equal = 0
-            for _ in range(options.rounds):
-                order = rng.sample(range(len(prompts)), len(prompts))
-                outputs = router.run(prompts, order, withhold=False)
-                equal += _report(prompts, expected, outputs)
-            withheld = router.run(prompts, list(range(len(prompts))), withhold=True)
-        except BaseException:
-            router.close(kill=True)
-            raise
-        router.close()
-    seen = sum(isinstance(output, list) and output != wanted for output, wanted in zip(withheld, expected, strict=True))
-    total = options.rounds * len(prompts)
-    print(f"backend {options.backend}: {equal} of {total} outputs equal to the single process, token for token")
-    print(f"one page withheld: {seen} of {len(prompts)} outputs differ")
-    return 0 if (equal, seen) == (total, len(prompts)) else 1
-
-
-def _report(prompts: list[str], expected: list[Any], outputs: list[Any]) -> int:
-    equal = 0
-    for prompt, wanted, got in zip(prompts, expected, outputs, strict=True):
-        equal += got == wanted
-        if got != wanted:
-            print(f"DIFFERS: {prompt[:60]!r}\n  expected {wanted}\n  got      {got}")
-    return equal
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

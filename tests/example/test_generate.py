@@ -6,6 +6,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,17 @@ MISSING = [name for name in ("torch", "transformers", "tokenizers") if importlib
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (`make example` installs them)")
-def test_two_processes_generate_what_one_does_and_a_withheld_page_is_seen():
-    command = [sys.executable, str(ROOT / "examples" / "generate.py"), "--rounds", "1", "--tokens", "12"]
+def test_every_pair_of_sizes_generates_what_one_process_does_and_what_goes_wrong_is_seen(tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join((ROOT / "examples" / "prompts.txt").read_text().splitlines()[2::3]))
+    command = [sys.executable, str(ROOT / "examples" / "generate.py"), "--prompts", str(prompts), "--rounds", "1"]
+    command += ["--tokens", "12", "--prefill-tp", "1", "2", "--decode-tp", "1", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=290, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"(\d+) of \1 outputs equal", done.stdout), done.stdout
-    assert re.search(r"one page withheld: (\d+) of \1 outputs differ", done.stdout), done.stdout
+    # The pairs, each with its own outputs, and nothing that was not looked at.
+    pairs = [
+        (int(prefill), int(decode)) for prefill, decode in re.findall(r"prefill tp (\d), decode tp (\d):", done.stdout)
+    ]
+    assert pairs == list(product((1, 2), repeat=2)), done.stdout
+    for told in ("outputs equal", "differ with one page", "differ with one KV head", "end on all ranks"):
+        assert len(re.findall(rf"^  4 of 4 .*{told}", done.stdout, re.MULTILINE)) == len(pairs), done.stdout
