@@ -45,8 +45,8 @@ class PagePool:
         self.free_rows = list(range(ROWS))
 
     def args(self) -> KVArgs:
-        """The pool as kv-core wants it described: with ``page``, which says what a page is made of in the whole model and
-        of how many ranks this is one, the two sides may be of different sizes.
+        """The pool as kv-core wants it described. ``page`` says what a page is made of and what of the model's heads is here:
+        that is what lets the other side have another number of ranks.
         """
         page = ItemLayout.page(
             PAGE_TOKENS, KV_HEADS, HEAD_DIM * DTYPE.itemsize, tp_size=self.topology.tp_size, order="HND"
@@ -185,7 +185,7 @@ class PrefillEngine(Engine):
         if request["fault"] == "page":
             sent[half] = NOTHING
         if request["fault"] == "head" and self.pool.held.stop == KV_HEADS:  # the model's last head is held here
-            self.pool.kv[:, :, sent[half], -1] = 0
+            self.pool.kv[:, :, sent, -1] = 0
         handle = request["handle"]
         handle.init(len(sent), aux_index=request["row"])
         for chunk in (sent[:half], sent[half:]):

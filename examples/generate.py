@@ -9,7 +9,7 @@ tensor-parallel rank, which holds its share of the heads, and the sides need not
     python examples/generate.py --prefill-tp 1 2 --decode-tp 1 2    # two instances on each side, and every pair of them
 
 Requests go in random order, several at a time. Then the same prompts three times more: with one page withheld and with one
-KV head of one page withheld, when every output must differ, and with one decode rank failing, when all ranks must give up.
+rank's share withheld (one KV head), when every output must differ, and with one decode rank failing, when all must give up.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 FAULTS = {
     "": "outputs equal to the single process, token for token",
     "page": "outputs differ with one page withheld",
-    "head": "outputs differ with one KV head of one page withheld",
+    "head": "outputs differ with one rank's share withheld (one KV head)",
     "rank": "requests end on all ranks when one decode rank fails",
 }
 

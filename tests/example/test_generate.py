@@ -30,5 +30,5 @@ def test_every_pair_of_sizes_generates_what_one_process_does_and_what_goes_wrong
         (int(prefill), int(decode)) for prefill, decode in re.findall(r"prefill tp (\d), decode tp (\d):", done.stdout)
     ]
     assert pairs == list(product((1, 2), repeat=2)), done.stdout
-    for told in ("outputs equal", "differ with one page", "differ with one KV head", "end on all ranks"):
+    for told in ("outputs equal", "differ with one page", "differ with one rank's share", "end on all ranks"):
         assert len(re.findall(rf"^  4 of 4 .*{told}", done.stdout, re.MULTILINE)) == len(pairs), done.stdout
