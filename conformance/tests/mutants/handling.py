@@ -105,13 +105,26 @@ class LateBytesMakeASuccess(CommonKVSender):
         return KVPoll.Success if late and not room.cleared else state
 
 
-@mutant("early_receiver", "KV-POLL-6")
+@mutant(
+    "early_receiver",
+    "KV-POLL-7",
+    sometimes={"KV-POLL-6": "on a busy machine the bytes are there before decode is asked"},
+)
 class EarlyReceiver(CommonKVReceiver):
     """Success on the decode side means that the bytes are there: here that prefill has taken its pages, and said so."""
 
     def poll(self) -> KVPoll:
         state = super().poll()
         return KVPoll.Success if state is KVPoll.Transferring else state
+
+
+@mutant("early_sender", "KV-POLL-6")
+class EarlySender(CommonKVSender):
+    """Success on the prefill side means that decode has every byte: here that the last chunk was handed to the transport."""
+
+    def poll(self) -> KVPoll:
+        state = super().poll()
+        return KVPoll.Success if state is KVPoll.Transferring and self._room.complete else state
 
 
 @mutant("success_after_the_first_chunk", "KV-POLL-7")
