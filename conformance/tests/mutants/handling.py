@@ -107,7 +107,7 @@ class LateBytesMakeASuccess(CommonKVSender):
 
 @mutant(
     "early_receiver",
-    "KV-POLL-7",
+    "KV-POLL-5",
     sometimes={"KV-POLL-6": "on a busy machine the bytes are there before decode is asked"},
 )
 class EarlyReceiver(CommonKVReceiver):

@@ -57,8 +57,8 @@ class SmallIntegersAreBytes(Sending):
 
 @mutant("pages_of_the_last_room", "KV-XFER-12")
 class PagesOfTheLastRoom(CommonKVReceiver):
-    """Each room has its own pages: here two rooms that name theirs one after the other, before prefill has taken them, share
-    those of the first.
+    """Each room has its own pages: here two rooms that name theirs one after the other, and are under way at the same time,
+    share those of the first.
     """
 
     last: ClassVar[tuple[Room, Any] | None] = None
@@ -69,7 +69,7 @@ class PagesOfTheLastRoom(CommonKVReceiver):
     ) -> None:  # fmt: skip
         before, size = PagesOfTheLastRoom.last, len(kv_indices)
         PagesOfTheLastRoom.last = (self._room, kv_indices)
-        if before is not None and before[0].poll is KVPoll.WaitingForInput and len(before[1]) == size and size > 4:
+        if before is not None and not before[0].ended and len(before[1]) == size and size > 4:
             kv_indices = before[1]
         super().send_metadata(
             kv_indices, aux_index=aux_index, state_indices=state_indices, decode_prefix_len=decode_prefix_len
