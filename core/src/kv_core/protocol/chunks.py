@@ -20,13 +20,14 @@ U64 = npt.NDArray[np.uint64]
 
 @dataclass(eq=False)
 class TransferKVChunk:
-    """One chunk of one room for one peer, in index form.
+    """One chunk of one room for one peer, in index form, as the side has it that moves or offers it.
 
     ``start``: position of its first page in the room. ``local``: KV items, uint64. ``remote``: all KV items that the peer
     named, uint64: which of them go with the chunk's depends on ``prefix``, the pages that decode had, and on page sizes.
     ``layers``: range of layer numbers, or None for all. ``states``: pool name to (start, local, remote). ``aux``:
     (local row, remote row), with the chunk that completes the room. ``ready``: asked before the source is read.
-    ``number``: which of the room's ``send`` calls it was, from 0.
+    ``number``: which of the room's ``send`` calls it was, from 0. ``pulled``: this side reads it: ``local`` are all KV items that
+    it named, ``remote`` those of the chunk.
     """
 
     room: Room
@@ -44,6 +45,7 @@ class TransferKVChunk:
     settled: bool = False  # landed or failed has been reported
     number: int = 0
     prefix: int = 0
+    pulled: bool = False
 
 
 @dataclass(frozen=True)

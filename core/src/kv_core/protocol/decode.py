@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import FailureCode, FailureStage, Side
-from kv_core.contract.failures import Failure, MessageError
-from kv_core.contract.moments import BOUND, DONE, INIT, NAMED, PROOF, VERIFIED
+from kv_core.contract.failures import MessageError
+from kv_core.contract.moments import BOUND, DONE, INIT, LANDED, NAMED, VERIFIED
 from kv_core.contract.records import KVTransferMetric
 from kv_core.contract.transport import PeerKey
 from kv_core.protocol import messages as msg
+from kv_core.protocol.chunks import ChunkResult, TransferKVChunk
 from kv_core.protocol.discovery import Discovery
-from kv_core.protocol.effects import AddPeer, Effect, FencePeer, ProveDeath, VerifyDigests
+from kv_core.protocol.effects import AddPeer, Effect, SubmitChunk, VerifyDigests
 from kv_core.protocol.handshake import Difference, LayoutRules, refusal
 from kv_core.protocol.lifecycle import Action, Event, Phase
 from kv_core.protocol.machine import Identity
@@ -25,16 +28,16 @@ class DecodeMachine(Discovery):
 
     def __init__(self, me: Identity, settings: TransferConfig, rules: LayoutRules, first_session: int = 1) -> None:
         super().__init__(me, settings, rules, first_session)
-        self._orphans: dict[str, list[RoomLink]] = {}  # exposed links of ended sessions, by instance
-        self._on_timer["reconcile"] = self._reconcile
         self._actions |= {
             Action.OPEN_QUEUE: self._announce, Action.OFFER: self._offer, Action.VERIFY: self._verify,
             Action.CONCLUDE: self._conclude, Action.DRAIN: self._drain,
         }  # fmt: skip
         self._on_message |= {
             msg.Bound: self._on_bound, msg.Done: self._on_done, msg.Failed: self._on_failed,
-            msg.Quiesced: self._on_quiesced, msg.SessionQuiesced: self._on_session_quiesced, msg.Lease: self._on_lease,
+            msg.Lease: self._on_lease,
         }  # fmt: skip
+        if self.moves:
+            self._on_message[msg.Readable] = self._on_readable
 
     # -- engine calls ----------------------------------------------------------------------------------------------
 
@@ -98,7 +101,8 @@ class DecodeMachine(Discovery):
             if problem:  # it is the same for all links
                 self._fail(room, FailureCode.OVERLOADED, f"send_metadata(): {problem}", Side.DECODE, now=now)
                 return
-            link.exposed = not link.dummy
+            link.exposed = not (link.dummy or self.moves)
+            link.owes_quiesced = self.moves and not link.dummy
             self._push(link.peer, metadata)
 
     def _verify(self, room: Room, now: float) -> None:
@@ -135,7 +139,7 @@ class DecodeMachine(Discovery):
     def _conclude(self, room: Room, now: float) -> None:
         for link in room.links.values():
             self._push(link.peer, msg.Concluded(room.number, link.life, None))
-            link.peer.rooms.pop(link.life, None)
+            self._let_go(link)
 
     def _drain(self, room: Room, now: float) -> None:
         self._leave_queues(room)
@@ -148,8 +152,8 @@ class DecodeMachine(Discovery):
                 self._regret(link.peer, room.number, self._regret_of(room, link.destinations, failure))
             elif not link.told:
                 self._push(link.peer, msg.Abort(room.number, link.life, failure))
-            if not link.exposed:
-                link.peer.rooms.pop(link.life, None)
+            self._say_quiesced(link)
+            self._let_go(link)
         if not room.links:
             self._regret_unlinked(room, failure, now)
 
@@ -190,6 +194,68 @@ class DecodeMachine(Discovery):
             if self._apply(link.room, Event.BOUND, now):
                 self._set_deadline(link.room, now + self.settings.transferring_timeout_s)
 
+    def _on_readable(self, peer: Peer, message: msg.Readable, now: float) -> None:
+        """Pull: pages that may be read. A room that has ended reads nothing more, whatever comes."""
+        link = self._link(peer, message.life)
+        if link is None or link.room.ended or message.source_life != link.source_life:
+            self.counters["stale_chunks"] += 1
+            return
+        room = link.room
+        problem = self._unreadable(link, message)
+        if problem:
+            self._invalid(room, f"prefill named pages that can't be read: {problem}", now, Side.PREFILL)
+            return
+        link.unread += 1
+        self._effects.append(SubmitChunk(_chunk_of(link, message)))
+
+    def _unreadable(self, link: RoomLink, message: msg.Readable) -> str | None:
+        room, layout, most = link.room, link.peer.layout, self.settings.max_indices
+        assert room.offer is not None, "a bound room has an offer"
+        assert layout is not None, "a session has a layout"
+        if link.done or link.dummy:
+            return "it had nothing more to send"
+        if link.unread >= most:
+            return f"{link.unread} chunks wait to be read, TransferConfig.max_indices allows no more"
+        rows = np.array([] if message.aux_index is None else [message.aux_index], np.uint64)
+        if rows.size and room.offer.aux_index is None:
+            return "an auxiliary row, which the room did not offer"
+        try:
+            named = {"kv": message.kv.array(), "aux": rows}
+            named |= {pool: items.array() for pool, (_, items) in message.states.items()}
+        except MessageError as error:
+            return str(error)
+        for pool, (start, _) in message.states.items():
+            offered = room.offer.states.get(pool)
+            if offered is None or start + named[pool].size > offered.size:
+                count = 0 if offered is None else offered.size
+                return (
+                    f"items {start} to {start + named[pool].size} of state {pool!r}, of which the room offered {count}"
+                )
+        if message.start + named["kv"].size > most:
+            return f"pages {message.start} to {message.start + named['kv'].size}, TransferConfig.max_indices is {most}"
+        return next(filter(None, (self._out_of_bounds(layout, *each) for each in named.items())), None)
+
+    def chunk_landed(self, chunk: TransferKVChunk, result: ChunkResult, now: float) -> list[Effect]:
+        """Pull: every byte of the chunk is here, and prefill's pages are read no more."""
+        room, link = chunk.room, chunk.link
+        chunk.settled = True
+        seconds = max(0.0, result.stopped - result.started)
+        room.note(
+            (now, LANDED, chunk.number, link.peer.name, result.nbytes, result.started, result.stopped, result.latency_source)
+        )  # fmt: skip
+        link.unread -= 1
+        link.clock.add(result.started, result.stopped)
+        if link.peer.phase is PeerPhase.READY:
+            self._sign_of_life(link.peer, now)
+        self._push(
+            link.peer,
+            msg.Pulled(
+                room.number, link.life, chunk.number, result.nbytes, seconds, link.clock.seconds, result.latency_source
+            ),
+        )
+        self._one_quiescent(link, now)
+        return self._settle(now)
+
     def _on_done(self, peer: Peer, message: msg.Done, now: float) -> None:
         link = self._link(peer, message.life)
         if link is None:
@@ -202,10 +268,17 @@ class DecodeMachine(Discovery):
         link.proof = "prefill said done"
         room.note((now, DONE, peer.name, message.nbytes, message.chunks, message.wire_seconds))
         if room.ended:
-            peer.rooms.pop(link.life, None)
+            self._let_go(link)
             self._settle_room(room, now)
             return
+        if link.unread:
+            text = f"prefill says that all has been read, but {link.unread} chunks have not"
+            self._fail(
+                room, FailureCode.INTEGRITY, text, Side.PREFILL, now=now, stage=FailureStage.INTEGRITY, peer=peer
+            )
+            return
         link.done = True
+        link.owes_quiesced = False  # nothing of the room moves any more, and it was told of each chunk
         if link.dummy:
             return
         assert room.offer is not None, "a bound room has an offer"
@@ -227,27 +300,14 @@ class DecodeMachine(Discovery):
         if link is None:
             return
         link.told = True
-        if message.quiescent:
-            link.exposed = False
-            link.proof = "prefill failed without an outstanding write"
-            link.room.note((now, PROOF, peer.name, link.proof))
-            if link.room.ended:
-                peer.rooms.pop(link.life, None)
+        if message.quiescent and not self.moves:
+            self._note_proof(link, "prefill failed without an outstanding write", now)
+        if link.room.ended:
+            self._let_go(link)
         if link.room.ended:
             self._settle_room(link.room, now)
         else:
             self._fail_with(link.room, message.failure.failure(), now)
-
-    def _on_quiesced(self, peer: Peer, message: msg.Quiesced, now: float) -> None:
-        link = peer.rooms.get(message.life)
-        if link is None or not link.room.ended:
-            self.counters["stale_messages"] += 1
-            return
-        del peer.rooms[message.life]
-        self._unexpose(link, "prefill acknowledged that its writes have ended", now)
-
-    def _on_session_quiesced(self, peer: Peer, message: msg.SessionQuiesced, now: float) -> None:
-        self._unexpose_orphans(peer.name, message.session, "prefill said that the session's writes have ended", now)
 
     def _on_lease(self, peer: Peer, message: msg.Lease, now: float) -> None:
         for life in message.lives:
@@ -255,54 +315,7 @@ class DecodeMachine(Discovery):
             if link is not None and link.room.phase is Phase.MOVING:
                 self._set_deadline(link.room, now + self.settings.transferring_timeout_s)
 
-    def _on_bye(self, peer: Peer, packet: msg.Bye, now: float) -> None:
-        if packet.quiescent:
-            for link in peer.rooms.values():
-                link.exposed = False
-                link.proof = "prefill closed, its writes had ended"
-                link.room.note((now, PROOF, peer.name, link.proof))
-            self._unexpose_orphans(peer.name, peer.session, "prefill closed, its writes had ended", now)
-        super()._on_bye(peer, packet, now)
-
     # -- proofs ----------------------------------------------------------------------------------------------------
-
-    def _unexpose(self, link: RoomLink, proof: str, now: float) -> None:
-        link.exposed = False
-        link.proof = proof
-        link.room.note((now, PROOF, link.peer.name, proof))
-        self._settle_room(link.room, now)
-
-    def _unexpose_orphans(self, name: str, session: int, proof: str, now: float) -> None:
-        links = self._orphans.pop(name, [])
-        rest = [link for link in links if link.peer.session > session]
-        if rest:
-            self._orphans[name] = rest
-        for link in links:
-            if link.peer.session <= session:
-                self._unexpose(link, proof, now)
-
-    def on_fenced(self, key: PeerKey, now: float) -> list[Effect]:
-        """The transport proved that no write of this generation, or an earlier one, of the peer can land."""
-        self._unexpose_orphans(key.name, key.generation, "fenced off by the transport", now)
-        return self._settle(now)
-
-    def on_fence_failed(self, key: PeerKey, now: float) -> list[Effect]:
-        """No fence: the next best proof is the end of the process."""
-        for link in self._orphans.get(key.name, [])[:1]:
-            self._watch_process(link.peer)
-        return self._settle(now)
-
-    def on_proven_dead(self, name: str, now: float) -> list[Effect]:
-        """The process is proven to have ended: it writes no more, in any session."""
-        self._unexpose_orphans(name, 2**63, "the writing process has ended", now)
-        return self._settle(now)
-
-    def _watch_process(self, peer: Peer) -> None:
-        process = peer.introduction.process if peer.introduction is not None else {}
-        self._effects.append(ProveDeath(peer.key, process))
-
-    def _owes_proof(self, name: str) -> bool:
-        return name in self._orphans
 
     def _reconcile(self, name: str, now: float) -> None:
         """Pages wait for the word of a process that was lost. It may live: greet it, and a new session says it all."""
@@ -310,18 +323,6 @@ class DecodeMachine(Discovery):
         if links and name not in self.peers:
             lost = links[-1].peer
             self._greet(self._new_greeting(name, lost.endpoint, lost.addr, now), now)
-
-    def _peer_gone(self, peer: Peer, links: list[RoomLink], now: float) -> None:
-        super()._peer_gone(peer, links, now)
-        exposed = [link for link in links if link.exposed]
-        if (self._owes_proof(peer.name) or exposed) and not peer.replaced:
-            self._timers.set(("reconcile", peer.name), now + self._patience_s)
-        if exposed:
-            self._orphans.setdefault(peer.name, []).extend(exposed)
-            if self.me.can_fence:
-                self._effects.append(FencePeer(peer.key))
-            else:
-                self._watch_process(peer)
 
     # -- handshake and time ----------------------------------------------------------------------------------------
 
@@ -347,6 +348,7 @@ class DecodeMachine(Discovery):
         self._dead.pop(peer.name, None)
         self._timers.cancel(("hello", peer))
         self._peer_ready(peer, now)
+        self._say_session_quiesced(peer)
         for number, regret in peer.regrets.items():
             self._push(peer, msg.Announce(number, regret.life, regret.destinations))
             self._push(peer, msg.Abort(number, regret.life, regret.failure))
@@ -360,13 +362,6 @@ class DecodeMachine(Discovery):
             self._refused(peer, failure, now)
         else:
             super()._on_refuse(peer, packet, now)
-
-    def _shut_out(self, peer: Peer, failure: Failure, now: float, *, by_us: bool) -> None:
-        if by_us:
-            return  # prefill may have begun to write: it says in a new session that its writes have ended
-        for link in peer.rooms.values():
-            link.exposed = False
-            link.proof = "prefill refused the session before a byte moved"
 
     def on_peer_refused(self, key: PeerKey, message: str, now: float) -> list[Effect]:
         """See ``Machine.on_peer_refused``."""
@@ -410,17 +405,26 @@ class DecodeMachine(Discovery):
     def snapshot(self) -> dict[str, Any]:
         """See ``Machine.snapshot``; adds the prefill instances that are being spoken to."""
         return super().snapshot() | {
-            "nodes": len(self.nodes), "orphaned_links": sum(len(links) for links in self._orphans.values()),
-            "leases": sum(room.phase is Phase.READY for room in self.live.values()),
+            "nodes": len(self.nodes), "leases": sum(room.phase is Phase.READY for room in self.live.values()),
         }  # fmt: skip
-
-    def _missing_proof(self, link: RoomLink) -> str:
-        if link.verifying:
-            return "its digests and auxiliary rows are still being worked on"
-        if link.peer.phase is PeerPhase.GONE:
-            proof = "a fence" if self.me.can_fence else "the end of its process, or its word in a new session"
-            return f"{link.peer} is lost and may still write: {proof} is missing"
-        return f"{link.peer} has not acknowledged that its writes have ended"
 
     def _pages(self, room: Room) -> int:
         return 0 if room.offer is None else int(room.offer.kv.size)
+
+
+def _chunk_of(link: RoomLink, message: msg.Readable) -> TransferKVChunk:
+    """The chunk as this side reads it: what the room offered is the local side. All of it has been checked."""
+    offer = link.room.offer
+    assert offer is not None, "a bound room has an offer"
+    states = {}
+    for pool, (start, items) in message.states.items():
+        theirs = items.array()
+        states[pool] = (start, offer.states[pool][start : start + theirs.size], theirs)
+    aux = None
+    if message.aux_index is not None and offer.aux_index is not None:
+        aux = (offer.aux_index, message.aux_index)
+    return TransferKVChunk(
+        link.room, link, link.peer.key, message.start, offer.kv, message.kv.array(),
+        None if message.layers is None else range(*message.layers), states, aux, number=message.number,
+        prefix=offer.decode_prefix_len, pulled=True,
+    )  # fmt: skip

@@ -13,9 +13,10 @@ from kv_core.protocol.effects import Disconnect, Effect, Resolve, Unwatch, Watch
 from kv_core.protocol.handshake import LayoutRules, refusal
 from kv_core.protocol.lifecycle import Event, Phase
 from kv_core.protocol.liveness import PeerLiveness
-from kv_core.protocol.machine import Identity, Machine
+from kv_core.protocol.machine import Identity
 from kv_core.protocol.nodes import FIRST_RETRY_S, MAX_RETRY_S, Node, ProbeResult, Ranks, Route, RouteError
 from kv_core.protocol.peers import Peer, PeerPhase, Regret
+from kv_core.protocol.quiescence import Quiescence
 from kv_core.protocol.rooms import Room, RoomLink
 
 HELLO_RETRY_S = 0.5
@@ -26,7 +27,7 @@ MAX_DEAD = 4_096
 MAX_HELLO_ROOMS = 4_096
 
 
-class Discovery(Machine):
+class Discovery(Quiescence):
     """The part of the decode side that comes before a room's first page."""
 
     def __init__(self, me: Identity, settings: TransferConfig, rules: LayoutRules, first_session: int = 1) -> None:
@@ -292,15 +293,6 @@ class Discovery(Machine):
         if (self._timers.get(("hello", peer)) or soon) > soon:
             self._timers.set(("hello", peer), soon)
 
-    @property
-    def _patience_s(self) -> float:
-        """How long silence means death."""
-        return self.settings.probe_interval_s * self.settings.dead_after
-
-    def _owes_proof(self, name: str) -> bool:
-        """Whether pages wait for this instance's word that its writes have ended."""
-        raise NotImplementedError
-
     def _session_ended(self, peer: Peer, now: float) -> None:
         if peer.phase is PeerPhase.GREETING:  # it gave us up before its Welcome came through: with a new number, then
             self._session += 1
@@ -328,6 +320,7 @@ class Discovery(Machine):
         for node in self.nodes.values():
             if node.route is not None and any(a.instance_id == peer.name for a in node.route.ranks.values()):
                 node.route = None
+        super()._peer_gone(peer, links, now)
 
     def _answer_stranger(self, packet: msg.Packet) -> None:
         self._dead.pop(packet.sender, None)  # it lives, after all

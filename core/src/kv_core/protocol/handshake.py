@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kv_core.contract.enums import FailureCode, FailureStage, Role, Side
+from kv_core.contract.enums import Direction, FailureCode, FailureStage, Role, Side
 from kv_core.contract.failures import Failure
 from kv_core.contract.memory import KVArgs
 from kv_core.protocol.messages import PROTOCOL_VERSION
@@ -27,7 +27,9 @@ class Difference:
     rule: str = ""
 
 
-def fields_of(args: KVArgs, backend: str, backend_version: str, core_version: str) -> dict[str, str | int]:
+def fields_of(
+    args: KVArgs, backend: str, backend_version: str, core_version: str, direction: Direction = Direction.WRITE
+) -> dict[str, str | int]:
     """What one rank tells of itself in the handshake. ``extra.<name>`` carries ``KVArgs.extra``."""
     place = args.topology
     fields: dict[str, str | int] = {
@@ -37,11 +39,14 @@ def fields_of(args: KVArgs, backend: str, backend_version: str, core_version: st
         "head_dim": args.head_dim, "tp_size": place.tp_size, "pp_size": place.pp_size, "cp_size": place.cp_size,
         "dp_size": place.dp_size, "tp_rank": place.tp_rank, "pp_rank": place.pp_rank, "cp_rank": place.cp_rank,
         "dp_rank": place.dp_rank, "state_pools": ",".join(sorted(pool.name for pool in args.states)),
+        "direction": direction.value,
     }  # fmt: skip
     fields.update({f"extra.{name}": str(value) for name, value in args.extra.items()})
     return fields
 
 
+IMPLIED: dict[str, str | int] = {"direction": Direction.WRITE.value}
+"""What a field says that a peer does not tell, for it is older than the field."""
 SHAPE = frozenset({"page_size", "kv_layout", "tp_size", "pp_size", "cp_size", "state_pools"})
 """Fields that need not be equal where both sides describe what their memory is made of."""
 
@@ -50,6 +55,7 @@ def differences(local: Fields, remote: Fields, free: frozenset[str] = INFORMATIV
     """Every field that both know and that must be equal but is not; ``free`` ones need not be. A field that only one side
     knows is ignored, so that versions can roll.
     """
+    remote = IMPLIED | dict(remote)
     shared = [name for name in local if name in remote and name not in free]
     return [Difference(name, str(local[name]), str(remote[name])) for name in shared if local[name] != remote[name]]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kv_core.contract.config import TransferConfig
-from kv_core.contract.enums import FailureCode, FailureStage, Liveness, Role, Side
+from kv_core.contract.enums import Direction, FailureCode, FailureStage, Liveness, Role, Side
 from kv_core.contract.failures import Failure
 from kv_core.contract.moments import FAILED, OPENED, PHASE, RELEASED
 from kv_core.contract.records import PeerEvent, RoomEventKind
@@ -48,6 +48,12 @@ class Identity:
     endpoint: str
     introduction: msg.Introduction
     can_fence: bool = False
+    direction: Direction = Direction.WRITE
+
+    @property
+    def moves(self) -> bool:
+        """Whether this side moves the bytes: prefill that writes, decode that reads."""
+        return (self.role is Role.PREFILL) is (self.direction is Direction.WRITE)
 
     @property
     def label(self) -> str:
@@ -280,9 +286,14 @@ class Machine:
     def _reset(self, packet: msg.Packet, endpoint: str) -> None:
         """Answer a packet of a session that is not, or not any more."""
         reset = msg.Reset(
-            sender=self.me.instance_id, receiver=packet.sender, session=packet.session, about=packet.receiver
-        )
+            sender=self.me.instance_id, receiver=packet.sender, session=packet.session, about=packet.receiver,
+            quiescent=self._is_quiet(packet.sender, packet.session),
+        )  # fmt: skip
         self._effects.append(SendPacket(endpoint, reset))
+
+    def _is_quiet(self, name: str, session: int) -> bool:
+        """Whether nothing that this side moved in this session with a peer, which has ended here, can go on."""
+        raise NotImplementedError
 
     def _on_reset(self, packet: msg.Reset, now: float) -> None:
         peer = self.peers.get(packet.about)
@@ -488,6 +499,11 @@ class Machine:
 
     def _peer_gone(self, peer: Peer, links: list[RoomLink], now: float) -> None:
         raise NotImplementedError
+
+    @property
+    def _patience_s(self) -> float:
+        """How long silence means death."""
+        return self.settings.probe_interval_s * self.settings.dead_after
 
     # -- time ------------------------------------------------------------------------------------------------------
 

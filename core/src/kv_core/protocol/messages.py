@@ -131,11 +131,25 @@ class Metadata(_Message, frozen=True):
 
 
 class Abort(_Message, frozen=True):
-    """Decode gives up this room; prefill answers ``Quiesced`` once none of its writes can land any more."""
+    """Decode gives up this room; who moves the bytes says ``Quiesced`` once nothing of it can move any more."""
 
     room: RoomNumber
     life: Life
     failure: WireFailure
+
+
+class Pulled(_Message, frozen=True):
+    """Pull: decode has read this chunk of prefill's, and reads it no more. ``seconds``: what it took; ``wire_seconds``: what all
+    of the room's chunks from this source have taken so far, overlaps counted once.
+    """
+
+    room: RoomNumber
+    life: Life
+    number: Count
+    nbytes: Count
+    seconds: Seconds
+    wire_seconds: Seconds
+    latency_source: Name
 
 
 class Concluded(_Message, frozen=True):
@@ -176,6 +190,22 @@ class ChunkDigest(msgspec.Struct, array_like=True, frozen=True):
     digest: int
 
 
+class Readable(_Message, frozen=True):
+    """Pull: these pages of prefill's may be read from now on. ``start``: position of the first one in the room; ``layers``: the
+    first and the one after the last, or None for all; ``states``: pool to (position of the first item, items); ``aux_index``: row.
+    """
+
+    room: RoomNumber
+    life: Life
+    source_life: Life
+    number: Count
+    start: Count
+    kv: WireIndices
+    layers: tuple[int, int] | None = None
+    states: dict[Name, tuple[Count, WireIndices]] = {}
+    aux_index: Count | None = None
+
+
 class Done(_Message, frozen=True):
     """Every byte of the room has landed, and none of it is outstanding."""
 
@@ -201,21 +231,21 @@ class Failed(_Message, frozen=True):
 
 
 class Quiesced(_Message, frozen=True):
-    """No write of this room's life can land any more."""
+    """From the side that moves the bytes: nothing of this room's life can move any more."""
 
     room: RoomNumber
     life: Life
 
 
 class SessionQuiesced(_Message, frozen=True):
-    """No write of any earlier session between the two processes, up to and including this one, can land any more."""
+    """Nothing of any earlier session between the two processes, up to and including this one, can move any more."""
 
     session: Count
 
 
 Message: TypeAlias = (
-    Announce | Metadata | Abort | Concluded | Lease | Bound | Done | Failed | Quiesced | SessionQuiesced
-)
+    Announce | Metadata | Abort | Pulled | Concluded | Lease | Bound | Readable | Done | Failed | Quiesced | SessionQuiesced
+)  # fmt: skip
 
 
 def weight(message: Message) -> int:
@@ -224,6 +254,11 @@ def weight(message: Message) -> int:
     if isinstance(message, Metadata):
         size += len(message.kv.data)
         size += sum(4 * MAX_NAME + 32 + len(items.data) for items in message.states.values())
+    elif isinstance(message, Readable):
+        size += 64 + len(message.kv.data)
+        size += sum(4 * MAX_NAME + 48 + len(items.data) for _, items in message.states.values())
+    elif isinstance(message, Pulled):
+        size += 4 * MAX_NAME
     elif isinstance(message, Announce | Bound):
         size += 4 * len(message.traceparent or "")
     elif isinstance(message, Lease):
@@ -285,14 +320,16 @@ class Refuse(_Packet, frozen=True, kw_only=True):
 
 class Reset(_Packet, frozen=True, kw_only=True):
     """``about``, whom the receiver of this packet addressed in this session, does not have the session (any more), or
-    does not live at the sender's address (any more).
+    does not live at the sender's address (any more). ``quiescent``: nothing that the sender moved in that session, or an earlier
+    one, can move any more.
     """
 
     about: Name
+    quiescent: bool = False
 
 
 class Bye(_Packet, frozen=True, kw_only=True):
-    """The sender closes. ``quiescent``: none of its writes can land any more."""
+    """The sender closes. ``quiescent``: nothing that it moved can go on."""
 
     quiescent: bool
 

@@ -11,22 +11,12 @@ from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import DigestMode, FailureCode, FailureStage, Side
 from kv_core.contract.failures import Failure, MessageError
 from kv_core.contract.interfaces import Ready
-from kv_core.contract.moments import (
-    ANNOUNCED,
-    CHUNK_FAILED,
-    CHUNK_QUIET,
-    HANDED,
-    LANDED,
-    METADATA,
-    PAGES,
-    POSTED,
-    VERDICT,
-)
+from kv_core.contract.moments import ANNOUNCED, HANDED, LANDED, METADATA, PAGES, VERDICT
 from kv_core.contract.records import KVTransferMetric, RoomEventKind
 from kv_core.protocol import messages as msg
 from kv_core.protocol.chunks import ChunkResult, TransferKVChunk
 from kv_core.protocol.effects import Effect, SubmitChunk
-from kv_core.protocol.handshake import LayoutRules, PeerLayout
+from kv_core.protocol.handshake import LayoutRules
 from kv_core.protocol.inbox import Early, Inbox, Stone, Tombstones
 from kv_core.protocol.lifecycle import Action, Event, Phase
 from kv_core.protocol.machine import Identity
@@ -52,6 +42,8 @@ class PrefillMachine(Reception):
             msg.Announce: self._on_announce, msg.Metadata: self._on_metadata, msg.Abort: self._on_abort,
             msg.Concluded: self._on_concluded, msg.Lease: self._on_lease,
         }  # fmt: skip
+        if not self.moves:
+            self._on_message[msg.Pulled] = self._on_pulled
 
     # -- engine calls ----------------------------------------------------------------------------------------------
 
@@ -155,16 +147,24 @@ class PrefillMachine(Reception):
             if chunk.last and link.aux_index is not None and room.aux_index is not None and link.moves("aux"):
                 aux = (room.aux_index, link.aux_index)
             moves = moves or aux is not None
-            room.unfinished += 1
-            self._effects.append(
-                SubmitChunk(
-                    TransferKVChunk(
-                        room, link, link.peer.key, chunk.start, chunk.local, link.pages, chunk.layers, states, aux,
-                        chunk.ready, digest, number=chunk.number, prefix=link.prefix_len,
-                    )
-                )
+            whole = TransferKVChunk(
+                room, link, link.peer.key, chunk.start, chunk.local, link.pages, chunk.layers, states, aux,
+                chunk.ready, digest, number=chunk.number, prefix=link.prefix_len,
             )  # fmt: skip
+            problem = None if self.moves else self._unspeakable(room, whole)
+            if problem:
+                self._fail(room, FailureCode.OVERLOADED, f"send(): {problem}", Side.PREFILL, now=now)
+                return
+            room.unfinished += 1
+            self._effects.append(SubmitChunk(whole))
         room.chunks += moves
+
+    def _unspeakable(self, room: Room, chunk: TransferKVChunk) -> str | None:
+        """Pull: why decode can't be told of the chunk."""
+        most = self.settings.max_indices
+        if chunk.start + chunk.local.size > most or any(local.size > most for _, local, _ in chunk.states.values()):
+            return f"{chunk.start + chunk.local.size} pages, TransferConfig.max_indices is {most}"
+        return self._too_long(_readable(room, chunk.link.life, chunk))
 
     @staticmethod
     def _misfit(room: Room, chunk: PendingChunk) -> str | None:
@@ -193,23 +193,36 @@ class PrefillMachine(Reception):
         spread = (room.number * 0x9E3779B97F4A7C15 >> 32) & 0xFFFFFFFF  # Fibonacci hashing: room numbers may be regular
         return spread % self.settings.digest_sample == 0
 
-    def claim_chunk(self, chunk: TransferKVChunk, now: float) -> tuple[bool, list[Effect]]:
-        """May the chunk be posted? From a yes on it counts as outstanding until it is reported quiescent."""
-        room, link = chunk.room, chunk.link
-        if room.ended or link.peer.phase is PeerPhase.GONE:
-            return False, self._settle(now)
-        chunk.claimed = True
-        link.outstanding += 1
-        room.last_move = now
-        room.note((now, POSTED, chunk.number, link.peer.name))
+    def _claimed(self, room: Room, now: float) -> None:
         if room.phase is Phase.READY:
             self._apply(room, Event.STARTED, now)
             self._set_deadline(room, now + self.settings.transferring_timeout_s)
         self._tell(room, RoomEventKind.CHUNK_POSTED, now)
-        return True, self._settle(now)
+
+    def chunk_readable(
+        self, chunk: TransferKVChunk, digest: msg.ChunkDigest | None, aux_rows: tuple[bytes, ...], now: float
+    ) -> list[Effect]:
+        """Pull: the chunk's source is complete, and was hashed if need be. From now on the peer may read it."""
+        room, link = chunk.room, chunk.link
+        if not room.ended and link.peer.phase is PeerPhase.READY:
+            if digest is not None:
+                link.digests.append(digest)
+            link.aux_rows.extend(aux_rows)
+            link.reading[chunk.number] = chunk
+            link.exposed = True
+            self._push(link.peer, _readable(room, link.life, chunk, by_message=bool(aux_rows)))
+        self._one_quiescent(link, now)
+        return self._settle(now)
 
     def chunk_landed(self, chunk: TransferKVChunk, result: ChunkResult, now: float) -> list[Effect]:
         """Every byte of the chunk is visible at the other side; it is quiescent."""
+        room, link = chunk.room, chunk.link
+        self._count_landed(chunk, result, now)
+        self._one_quiescent(link, now)
+        self._check_landed(room, now)
+        return self._settle(now)
+
+    def _count_landed(self, chunk: TransferKVChunk, result: ChunkResult, now: float) -> None:
         room, link = chunk.room, chunk.link
         chunk.settled = True
         room.note(
@@ -227,42 +240,10 @@ class PrefillMachine(Reception):
             link.aux_rows.extend(result.aux_rows)
             if link.peer.phase is PeerPhase.READY:
                 self._sign_of_life(link.peer, now)
-        self._one_quiescent(link, now)
+
+    def _check_landed(self, room: Room, now: float) -> None:
         if room.complete and not room.unfinished and not room.waiting and not room.ended:
             self._apply(room, Event.LANDED, now)
-        return self._settle(now)
-
-    def chunk_failed(self, chunk: TransferKVChunk, message: str, now: float, *, quiescent: bool) -> list[Effect]:
-        """The chunk failed. Unless quiescent it stays outstanding until ``chunk_quiescent``."""
-        chunk.settled = True
-        chunk.room.note((now, CHUNK_FAILED, chunk.number, chunk.link.peer.name, quiescent))
-        self._fail(
-            chunk.room, FailureCode.TRANSPORT_ERROR, message, Side.FABRIC, now=now, stage=FailureStage.TRANSFER,
-            retryable=True, peer=chunk.link.peer,
-        )  # fmt: skip
-        if quiescent:
-            self._one_quiescent(chunk.link, now)
-        return self._settle(now)
-
-    def chunk_quiescent(self, chunk: TransferKVChunk, now: float) -> list[Effect]:
-        """No byte of a failed or abandoned chunk can move any more."""
-        chunk.room.note((now, CHUNK_QUIET, chunk.number, chunk.link.peer.name))
-        self._one_quiescent(chunk.link, now)
-        return self._settle(now)
-
-    def _one_quiescent(self, link: RoomLink, now: float) -> None:
-        link.outstanding -= 1
-        if link.outstanding == 0 and link.room.ended:
-            self._link_quiet(link, now)
-
-    def _link_quiet(self, link: RoomLink, now: float) -> None:
-        peer = link.peer
-        peer.rooms.pop(link.life, None)
-        if link.owes_quiesced:
-            link.owes_quiesced = False
-            self._push(peer, msg.Quiesced(link.room.number, link.life))
-        self._forget_old(link)
-        self._settle_room(link.room, now)
 
     # -- actions ---------------------------------------------------------------------------------------------------
 
@@ -271,7 +252,7 @@ class PrefillMachine(Reception):
         for key, link in list(room.links.items()):
             if link.pages is None:  # announced, but not among the destinations
                 del room.links[key]
-                link.peer.rooms.pop(link.life, None)
+                self._let_go(link)
                 self._say_failed(link.peer, room.number, link.life, _taken(room, self.me.label))
         for link in room.links.values():
             assert link.peer.layout is not None, "a session has a layout"
@@ -301,7 +282,7 @@ class PrefillMachine(Reception):
         for link in room.links.values():
             assert link.pages is not None, "a bound link has pages"
             done = msg.Done(
-                room.number, link.life, room.life, int(link.pages.size), link.nbytes, room.clock.seconds,
+                room.number, link.life, room.life, int(link.pages.size), link.nbytes, self._wire_seconds(room),
                 room.latency_source, room.chunks, link.digests, link.aux_rows,
             )  # fmt: skip
             problem = self._too_long(done)
@@ -322,22 +303,26 @@ class PrefillMachine(Reception):
             if link.peer.phase is PeerPhase.GONE:
                 continue
             if not link.told:
-                self._say_failed(link.peer, room.number, link.life, failure, quiescent=not link.outstanding)
-            if link.outstanding:
+                quiescent = not (self.moves and link.outstanding)
+                self._say_failed(link.peer, room.number, link.life, failure, quiescent=quiescent)
+            if self.moves and link.outstanding:
                 link.owes_quiesced = True
-            else:
-                link.peer.rooms.pop(link.life, None)
+            self._let_go(link)
 
     def _report(self, room: Room, now: float) -> None:
         super()._report(room, now)
         if room.phase is Phase.SUCCESS:
             for link in room.links.values():
-                link.peer.rooms.pop(link.life, None)
+                self._let_go(link)
+
+    def _wire_seconds(self, room: Room) -> float:
+        """How long bytes were on the wire: as this side has seen it, or as those who read have told."""
+        return room.clock.seconds if self.moves else room.remote_wire_s
 
     def _metric(self, room: Room, now: float) -> KVTransferMetric:
         bound = room.bound_at if room.bound_at is not None else now
         return KVTransferMetric(
-            transfer_latency_s=room.clock.seconds, transfer_total_bytes=room.nbytes,
+            transfer_latency_s=self._wire_seconds(room), transfer_total_bytes=room.nbytes,
             alloc_latency_s=bound - room.opened_at, bootstrap_latency_s=bound - room.opened_at,
             queue_latency_s=max(0.0, room.clock.first - bound) if room.clock.first is not None else None,
             total_latency_s=now - room.opened_at, chunks=room.chunks, latency_source=room.latency_source,
@@ -449,14 +434,6 @@ class PrefillMachine(Reception):
         link.prefix_len = metadata.decode_prefix_len
         return None
 
-    def _out_of_bounds(self, layout: PeerLayout, pool: str, items: U64) -> str | None:
-        if items.size > self.settings.max_indices:
-            return f"{items.size} items of pool {pool!r}, TransferConfig.max_indices is {self.settings.max_indices}"
-        bound = layout.num_items(pool)
-        if items.size and (bound is None or int(items.max()) >= bound):
-            return f"item {int(items.max())} of pool {pool!r}, which has {bound or 0} items there"
-        return None
-
     def _on_abort(self, peer: Peer, message: msg.Abort, now: float) -> None:
         failure = message.failure.failure()
         link = peer.rooms.get(message.life)
@@ -468,13 +445,30 @@ class PrefillMachine(Reception):
             )  # fmt: skip
         if link is not None:
             link.told = True
-            if link.outstanding:
+            if self.moves and link.outstanding:
                 link.owes_quiesced = True
             if not link.room.ended:
                 self._fail_with(link.room, failure, now)
-        if link is None or not link.outstanding:
+        if self.moves and (link is None or not link.outstanding):
             # Messages come in order, so a life that is unknown or idle here can't be written by us any more.
             self._push(peer, msg.Quiesced(message.room, message.life))
+
+    def _on_pulled(self, peer: Peer, message: msg.Pulled, now: float) -> None:
+        """A chunk was read, and is read no more."""
+        link = peer.rooms.get(message.life)
+        chunk = None if link is None else link.reading.pop(message.number, None)
+        if link is None or chunk is None:
+            self.counters["stale_messages"] += 1
+            return
+        room = link.room
+        link.exposed = bool(link.reading)
+        room.remote_wire_s = max(room.remote_wire_s, message.wire_seconds)
+        result = ChunkResult(message.nbytes, now - message.seconds, now, message.latency_source)
+        self._count_landed(chunk, result, now)
+        if room.ended:
+            self._let_go(link)
+            self._settle_room(room, now)
+        self._check_landed(room, now)
 
     def _on_concluded(self, peer: Peer, message: msg.Concluded, now: float) -> None:
         link = peer.rooms.get(message.life)
@@ -572,16 +566,11 @@ class PrefillMachine(Reception):
 
     def snapshot(self) -> dict[str, Any]:
         """See ``Machine.snapshot``; adds what waits for the engine."""
-        outstanding = sum(link.outstanding for room in self.live.values() for link in room.links.values())
         return super().snapshot() | {
-            "early_rooms": len(self._inbox), "tombstones": len(self._stones), "outstanding_chunks": outstanding,
-            "old_sessions": len(self._old), "leases": len(self._inbox) + sum(
+            "early_rooms": len(self._inbox), "tombstones": len(self._stones), "leases": len(self._inbox) + sum(
                 1 for room in self.live.values() if room.phase is Phase.OPEN and room.links
             ),
         }  # fmt: skip
-
-    def _missing_proof(self, link: RoomLink) -> str:
-        return f"{link.outstanding} chunks to {link.peer} are not quiescent: the transport still owes the proof"
 
     def _pages(self, room: Room) -> int:
         return room.expected or 0
@@ -592,3 +581,13 @@ def _taken(room: Room, label: str) -> Failure:
         FailureStage.QUEUED, FailureCode.DUPLICATE_ROOM,
         f"room {room.number} is taken by another decode rank: bootstrap_room must be unique", Side.DECODE, False, label,
     )  # fmt: skip
+
+
+def _readable(room: Room, life: int, chunk: TransferKVChunk, *, by_message: bool = False) -> msg.Readable:
+    """A chunk as decode is told of it. ``by_message``: its auxiliary row goes with the end of the room."""
+    layers = None if chunk.layers is None else (chunk.layers.start, chunk.layers.stop)
+    states = {pool: (start, msg.WireIndices.of(local)) for pool, (start, local, _) in chunk.states.items()}
+    aux = None if chunk.aux is None or by_message else chunk.aux[0]
+    return msg.Readable(
+        room.number, life, room.life, chunk.number, chunk.start, msg.WireIndices.of(chunk.local), layers, states, aux
+    )

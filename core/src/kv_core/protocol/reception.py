@@ -8,22 +8,22 @@ from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import FailureCode, FailureStage, Side
 from kv_core.contract.failures import Failure, MessageError
 from kv_core.protocol import messages as msg
-from kv_core.protocol.effects import AddPeer, SendPacket
+from kv_core.protocol.effects import AddPeer, Disconnect, SendPacket
 from kv_core.protocol.handshake import Difference, LayoutRules, PeerLayout, refusal
-from kv_core.protocol.machine import ENDPOINT, Identity, Machine
-from kv_core.protocol.peers import Peer, PeerPhase
+from kv_core.protocol.machine import ENDPOINT, Identity
+from kv_core.protocol.peers import Peer
+from kv_core.protocol.quiescence import Quiescence
 from kv_core.protocol.rooms import RoomLink
 
 MAX_ENDED = 4_096
 """Decode processes of which the last session that ended here is remembered, and those that are refused for good."""
 
 
-class Reception(Machine):
+class Reception(Quiescence):
     """The part of the prefill side that deals with sessions and not with rooms."""
 
     def __init__(self, me: Identity, settings: TransferConfig, rules: LayoutRules) -> None:
         super().__init__(me, settings, rules)
-        self._old: dict[str, set[RoomLink]] = {}  # links of ended sessions that are still outstanding, by instance
         self._ended: OrderedDict[str, int] = OrderedDict()  # the last session that ended here, by instance
         self._unwanted: OrderedDict[str, Failure] = OrderedDict()  # instances that were refused after their Welcome
 
@@ -69,8 +69,7 @@ class Reception(Machine):
         self._effects.append(AddPeer(peer.key, told.descriptor, layout, told.process))
         self._peer_ready(peer, now)
         self._welcome(peer)
-        if peer.name not in self._old:
-            self._say_session_quiesced(peer)
+        self._say_session_quiesced(peer)
 
     def _examine(self, packet: msg.Hello, known: Peer | None) -> tuple[PeerLayout | None, Failure | None]:
         told, mine = packet.introduction, self.me.introduction.fields
@@ -101,6 +100,7 @@ class Reception(Machine):
         self._effects.append(SendPacket(packet.introduction.endpoint, answer))
 
     def _shut_out(self, peer: Peer, failure: Failure, now: float, *, by_us: bool) -> None:
+        super()._shut_out(peer, failure, now, by_us=by_us)
         if by_us:
             self._unwanted[peer.name] = failure
             while len(self._unwanted) > MAX_ENDED:
@@ -116,20 +116,21 @@ class Reception(Machine):
         self._ended[peer.name] = peer.session
         while len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)
-        outstanding = {link for link in links if link.outstanding}
-        if outstanding:
-            self._old.setdefault(peer.name, set()).update(outstanding)
+        super()._peer_gone(peer, links, now)
 
-    def _forget_old(self, link: RoomLink) -> None:
-        """A link is quiet; if it was the last one of its instance's ended sessions, the instance is told."""
-        name = link.peer.name
-        old = self._old.get(name)
-        if old is not None:
-            old.discard(link)
-            if not old:
-                del self._old[name]
-                self._say_session_quiesced(self.peers.get(name))
+    def _reconcile(self, name: str, now: float) -> None:
+        """Ask about the lost session. Only decode greets, and it may have no reason to; its ``Reset`` answers."""
+        links = self._orphans.get(name)
+        if not links:
+            return
+        if name not in self.peers:  # else the new session says it all
+            lost = max((link.peer for link in links), key=lambda peer: peer.session)
+            self._effects.append(
+                SendPacket(lost.endpoint, msg.Ping(**self._header(lost), number=0, ack=0, endpoint=self.me.endpoint))
+            )
+        self._timers.set(("reconcile", name), now + self._patience_s)
 
-    def _say_session_quiesced(self, peer: Peer | None) -> None:
-        if peer is not None and peer.phase is PeerPhase.READY:
-            self._push(peer, msg.SessionQuiesced(peer.session - 1))
+    def _stop_asking(self, lost: Peer) -> None:
+        self._timers.cancel(("reconcile", lost.name))
+        if not self._at(lost.endpoint):
+            self._effects.append(Disconnect(lost.endpoint))

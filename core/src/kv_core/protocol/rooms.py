@@ -17,6 +17,7 @@ from kv_core.protocol.lifecycle import POLL, TERMINAL, Phase
 from kv_core.protocol.wireclock import WireClock
 
 if TYPE_CHECKING:
+    from kv_core.protocol.chunks import TransferKVChunk
     from kv_core.protocol.messages import ChunkDigest
     from kv_core.protocol.peers import Peer
 
@@ -36,17 +37,18 @@ class Offer:
 class RoomLink:
     """What a room has to do with one peer rank.
 
-    ``outstanding`` (prefill): chunks that were claimed and are not yet quiescent. ``exposed`` (decode): the peer knows
-    our pages and it is not yet proven that it can't write them any more. ``verifying`` (decode): what arrived is being
-    hashed, and auxiliary rows that came with the message are being written. A room may release its pages when it has
-    ended and no link is outstanding, exposed or verifying. ``destinations`` (decode): how many decode ranks the peer serves.
-    ``dummy`` (decode): it serves none, and is told of the room so that it can end it.
+    ``outstanding``: chunks that were claimed here and are not yet quiescent. ``exposed`` (the side that does not move the
+    bytes): the peer knows our pages and it is not yet proven that it can't touch them any more. ``verifying`` (decode): what
+    arrived is being hashed, and auxiliary rows that came with the message are being written. A room may release its pages
+    when it has ended and no link is outstanding, exposed or verifying. ``destinations`` (decode): how many decode ranks the
+    peer serves. ``dummy`` (decode): it serves none, and is told of the room so that it can end it. ``reading`` (prefill, pull):
+    the chunks that the peer may be reading, by number. ``unread`` (decode, pull): chunks that may be read and have not been.
     """
 
     __slots__ = (
-        "announced", "aux_index", "aux_rows", "destinations", "digests", "done", "dummy", "exposed", "keep_until", "life",
-        "nbytes", "outstanding", "owes_quiesced", "pages", "peer", "prefix_len", "proof", "room", "source_life", "states", "told", "verdict",
-        "verifying",
+        "announced", "aux_index", "aux_rows", "clock", "destinations", "digests", "done", "dummy", "exposed", "keep_until", "life",
+        "nbytes", "outstanding", "owes_quiesced", "pages", "peer", "prefix_len", "proof", "reading", "room", "source_life", "states", "told", "verdict",
+        "unread", "verifying",
     )  # fmt: skip
 
     def __init__(self, room: Room, peer: Peer, life: int, destinations: int = 1, *, dummy: bool = False) -> None:
@@ -73,6 +75,9 @@ class RoomLink:
         self.told = False  # the peer knows of our end
         self.digests: list[ChunkDigest] = []
         self.aux_rows: list[bytes] = []
+        self.reading: dict[int, TransferKVChunk] = {}
+        self.unread = 0
+        self.clock = WireClock()  # decode, pull: how long its reads through this link took
 
     @property
     def busy(self) -> bool:
