@@ -71,7 +71,7 @@ class Capability(str, Enum):
     CUDA = "cuda"  # pools in CUDA memory
     ROCM = "rocm"  # pools in ROCm memory
     CANCEL = "cancel"  # Transport.cancel ends a transfer early and then reports it quiescent
-    FENCE = "fence"  # Transport.fence proves that no inbound byte of a peer can land any more
+    FENCE = "fence"  # Transport.fence proves that a peer can write (direction READ: read) nothing here any more
     PROBE = "probe"  # Transport.probe tells whether a peer can be reached through the fabric
     ENGINE_LATENCY = "engine_latency"  # progress records carry the engine's own wire_seconds
     EMBEDDED = "embedded"  # needs no hardware, no engine and no service: fit for demos and tests

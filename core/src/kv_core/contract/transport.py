@@ -292,7 +292,7 @@ class Transport(ABC):
     @abstractmethod
     def close(self) -> None:
         """End every thread, close every descriptor, forget every peer. Idempotent. Nothing is called afterwards but
-        ``wake``. After it returned no inbound byte can land in memory that was registered here, if FENCE is declared.
+        ``wake``. After it returned no peer can write or read memory that was registered here, if FENCE is declared.
         """
 
     def fabrics(self) -> tuple[str, ...]:
@@ -306,7 +306,10 @@ class Transport(ABC):
         raise NotSupported("cancel", "cancel")
 
     def fence(self, peer: PeerKey) -> None:
-        """Return only when no byte from this generation of the peer, or an earlier one, can land here any more (FENCE)."""
+        """Return only when no byte from this generation of the peer, or an earlier one, can land here any more (FENCE).
+
+        With direction READ: when no byte here can be read by it any more.
+        """
         raise NotSupported("fence", "fence")
 
     def probe(self, peer: PeerKey) -> bool:

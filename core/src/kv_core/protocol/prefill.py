@@ -208,6 +208,8 @@ class PrefillMachine(Reception):
             if digest is not None:
                 link.digests.append(digest)
             link.aux_rows.extend(aux_rows)
+            link.nbytes += sum(map(len, aux_rows))
+            room.nbytes += sum(map(len, aux_rows))
             link.reading[chunk.number] = chunk
             link.exposed = True
             self._push(link.peer, _readable(room, link.life, chunk, by_message=bool(aux_rows)))

@@ -13,7 +13,7 @@ from typing import Any
 
 from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import Capability, Direction, MemoryKind, Role
-from kv_core.contract.failures import InvalidConfig, NotSupported
+from kv_core.contract.failures import NotSupported
 from kv_core.contract.memory import KVArgs
 from kv_core.contract.observers import Observers
 from kv_core.contract.records import BackendRecord
@@ -44,6 +44,10 @@ from kv_core.runtime.web import BootstrapWeb
 DRAIN_POLL_S = 0.005
 FLUSH_S = 0.5
 """How long a closing manager gives its last messages to be acknowledged."""
+MOVING = {
+    Direction.WRITE: ("writing to a peer (push)", Capability.WRITE),
+    Direction.READ: ("reading from a peer (pull)", Capability.READ),
+}
 NEEDED_FOR = {MemoryKind.CUDA: Capability.CUDA, MemoryKind.ROCM: Capability.ROCM}
 
 
@@ -114,7 +118,7 @@ class Parts:
 def assemble(record: BackendRecord, role: Role, args: KVArgs, config: TransferConfig, observers: Observers) -> Parts:
     """Make a manager's parts: opens the transport, registers the memory and binds the control socket, nothing more."""
     info = record.info
-    direction = _check_capabilities(record, args)
+    direction = _check_capabilities(record, args, config)
     if config.bootstrap_addr is not None:
         parse_address(config.bootstrap_addr)
     instance_id = uuid.uuid4().hex
@@ -128,12 +132,13 @@ def assemble(record: BackendRecord, role: Role, args: KVArgs, config: TransferCo
         FabricRule(config.require_transport).check_possible(transport.fabrics(), info.name)
         transport.register_memory(rules.layout.regions())
         introduction = Introduction(
-            fields_of(args, info.name, info.version, version("kv-core")), rules.layout.to_wire(),
+            fields_of(args, info.name, info.version, version("kv-core"), direction), rules.layout.to_wire(),
             transport.local_descriptor(), channel.open(), label, describe_process(),
         )  # fmt: skip
         me = Identity(
-            role, info.name, instance_id, introduction.endpoint, introduction, Capability.FENCE in info.capabilities
-        )
+            role, info.name, instance_id, introduction.endpoint, introduction, Capability.FENCE in info.capabilities,
+            direction,
+        )  # fmt: skip
         machine = PrefillMachine(me, config, rules) if role is Role.PREFILL else DecodeMachine(me, config, rules)
         return _connect(record, args, config, observers, transport, channel, machine, rules, logger)
     except BaseException:
@@ -151,7 +156,7 @@ def _connect(
     runner = Runner(machine, channel.wake, told.put)
     transfers = TransferEngine(
         transport, rules.layout, config, MachineSink(runner, machine), monotonic, logger,
-        capabilities=record.info.capabilities,
+        capabilities=record.info.capabilities, direction=machine.me.direction, moves=machine.me.moves,
     )  # fmt: skip
     runner.transfers = transfers
     http = HttpService(machine.me.instance_id, probe_interval_s=config.probe_interval_s, logger=logger)
@@ -165,8 +170,7 @@ def _connect(
         probe_handler[0](addr, result)  # the manager's, which does not exist yet
 
     def on_proven_dead(name: str) -> None:
-        if isinstance(machine, DecodeMachine):
-            runner.call(machine.on_proven_dead, name)
+        runner.call(machine.on_proven_dead, name)
 
     web = BootstrapWeb(http, on_route, on_probe)
     control = ControlLoop(
@@ -191,7 +195,7 @@ def _connect(
     )  # fmt: skip
 
 
-def _check_capabilities(record: BackendRecord, args: KVArgs) -> Direction:
+def _check_capabilities(record: BackendRecord, args: KVArgs, config: TransferConfig) -> Direction:
     able = record.info.capabilities
     for pool in args.pools():
         needed = NEEDED_FOR.get(pool.kind)
@@ -199,6 +203,8 @@ def _check_capabilities(record: BackendRecord, args: KVArgs) -> Direction:
             raise NotSupported(f"pool {pool.name!r} in {pool.kind.value} memory", needed.value)
     if args.states and Capability.STATE not in able:
         raise NotSupported(f"state pools {[pool.name for pool in args.states]}", Capability.STATE.value)
-    if Capability.WRITE not in able:
-        raise InvalidConfig(f"backend {record.info.name!r} can't write (push), and pulling is not built yet")
-    return Direction.WRITE
+    direction = config.direction or (Direction.WRITE if Capability.WRITE in able else Direction.READ)
+    what, needed = MOVING[direction]
+    if needed not in able:
+        raise NotSupported(what, needed.value)
+    return direction

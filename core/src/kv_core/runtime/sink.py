@@ -5,6 +5,7 @@ from __future__ import annotations
 from kv_core.contract.transport import PeerKey
 from kv_core.protocol.chunks import ChunkResult, TransferKVChunk
 from kv_core.protocol.decode import DecodeMachine
+from kv_core.protocol.messages import ChunkDigest
 from kv_core.protocol.prefill import PrefillMachine
 from kv_core.protocol.rooms import Room, RoomLink
 from kv_core.runtime.runner import Runner
@@ -21,23 +22,25 @@ class MachineSink:
 
     def claim(self, chunk: TransferKVChunk) -> bool:
         """May the chunk be posted?"""
-        return self._prefill is not None and self._runner.ask(self._prefill.claim_chunk, chunk)
+        return self._runner.ask(self._machine.claim_chunk, chunk)
+
+    def readable(self, chunk: TransferKVChunk, digest: ChunkDigest | None, aux_rows: tuple[bytes, ...]) -> None:
+        """The peer may read the chunk's source."""
+        if self._prefill is not None:
+            self._runner.call(self._prefill.chunk_readable, chunk, digest, aux_rows)
 
     def landed(self, chunk: TransferKVChunk, result: ChunkResult) -> None:
         """Every byte of the chunk is there."""
-        if self._prefill is not None:
-            self._runner.call(self._prefill.chunk_landed, chunk, result)
+        self._runner.call(self._machine.chunk_landed, chunk, result)
 
     def failed(self, chunk: TransferKVChunk, message: str, quiescent: bool) -> None:
         """The chunk failed."""
-        if self._prefill is not None:
-            prefill = self._prefill
-            self._runner.call(lambda now: prefill.chunk_failed(chunk, message, now, quiescent=quiescent))
+        machine = self._machine
+        self._runner.call(lambda now: machine.chunk_failed(chunk, message, now, quiescent=quiescent))
 
     def quiescent(self, chunk: TransferKVChunk) -> None:
         """No byte of a failed or abandoned chunk can move any more."""
-        if self._prefill is not None:
-            self._runner.call(self._prefill.chunk_quiescent, chunk)
+        self._runner.call(self._machine.chunk_quiescent, chunk)
 
     def peer_failed(self, peer: PeerKey, message: str) -> None:
         """The transport can't reach the peer."""
@@ -48,14 +51,12 @@ class MachineSink:
         self._runner.call(self._machine.on_peer_refused, peer, message)
 
     def fenced(self, peer: PeerKey) -> None:
-        """No write of the peer can land any more."""
-        if self._decode is not None:
-            self._runner.call(self._decode.on_fenced, peer)
+        """The peer can touch nothing here any more."""
+        self._runner.call(self._machine.on_fenced, peer)
 
     def fence_failed(self, peer: PeerKey) -> None:
         """The transport could not fence the peer off."""
-        if self._decode is not None:
-            self._runner.call(self._decode.on_fence_failed, peer)
+        self._runner.call(self._machine.on_fence_failed, peer)
 
     def verified(self, room: Room, link: RoomLink, problem: str | None) -> None:
         """What arrived was hashed."""

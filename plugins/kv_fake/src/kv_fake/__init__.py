@@ -1,6 +1,6 @@
 """kv-fake: a software NIC over TCP. The embedded default backend of kv-core, and the shortest complete example of one.
 
-Read in this order: ``transport`` (the contract), ``outbound`` and ``nic`` (the two sides), ``wire`` and ``iovec`` (bytes),
+Read in this order: ``transport`` (the contract), ``outbound`` and ``nic`` (the two sides), ``pulling`` (who reads), ``wire`` and ``iovec`` (bytes),
 ``memory``. ``faults`` makes it misbehave on purpose; skip it at first.
 """
 
@@ -23,6 +23,7 @@ def kv_backend() -> BackendRecord:
         capabilities=frozenset(
             {
                 Capability.WRITE,
+                Capability.READ,
                 Capability.AUX,
                 Capability.STATE,
                 Capability.CANCEL,

@@ -291,4 +291,7 @@ class FakeTransport(SoftwareNic):
 
     def _corrupt(self, transfer: FakeTransfer) -> None:
         assert transfer.pieces is not None, "it moves bytes"
+        if self._reads:
+            transfer.garble = transfer.pieces.address_of(self._script.position(transfer.nbytes))
+            return
         transfer.pieces.flip_bit(len(transfer.head) + self._script.position(transfer.nbytes))

@@ -59,6 +59,11 @@ class Pieces:
         self._iov = np.concatenate((self._iov[:piece], rows, self._iov[piece + 1 :]))
         self._ends = np.cumsum(self._iov[:, 1], dtype=np.uint64)
 
+    def address_of(self, position: int) -> int:
+        """Where the byte at this position lies. Before any is moved."""
+        piece = int(np.searchsorted(self._ends, np.uint64(position), side="right"))
+        return int(self._iov[piece, 0]) + position - (int(self._ends[piece - 1]) if piece else 0)
+
     @property
     def done(self) -> bool:
         """Whether every byte has been moved."""

@@ -1,4 +1,5 @@
-"""The inbound side: listens, and writes what peers send straight into registered memory. One thread a connection.
+"""The inbound side: listens, and writes what peers send straight into registered memory, or sends what they read straight
+from it (pull). A NIC does one of the two. One thread a connection.
 
 A thread that serves a connection blocks in the kernel, without the GIL, for as long as bytes come; a peer that sends
 nothing costs nothing.
@@ -8,7 +9,8 @@ the peer, who takes the end of the stream for a proof, does not see it a moment 
 what lies in its receive buffer can still be read after ``shutdown``. So each connection has a ``gate``, held while a
 frame lands. First the connection is marked as ended, and its reading side shut, which wakes the thread and tells the
 peer nothing; then the gate is taken: no frame lands now, and none will, since who finds the mark inside of the gate
-turns back. Only then is the sending side shut, too.
+turns back. Only then is the sending side shut, too. A peer that reads takes the end of its stream for no proof: its connection
+is shut both ways at once, so that a thread which sends leaves the gate, whatever the peer does.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kv_core import TransportError
+from kv_fake.dialing import JOIN_S, exactly, shutdown
 from kv_fake.iovec import Pieces
 from kv_fake.memory import U64, RegisteredMemory
 from kv_fake.wire import (
@@ -44,7 +47,6 @@ from kv_fake.wire import (
 MAX_CONNECTIONS = 4_096
 PREAMBLE_S = 10.0
 """How long a stranger may take to say who he is."""
-JOIN_S = 5.0
 ACCEPT_AGAIN_S = 0.05
 FROZEN_S = 0.05
 SCRATCH_BYTES = 1 << 20
@@ -60,7 +62,7 @@ class Inbound:
     refused: bool = False
     ended: bool = False
     gate: threading.Lock = field(default_factory=threading.Lock)
-    landing: U64 | None = None  # regions of the frame that lands now
+    landing: U64 | None = None  # regions of the frame that lands, or is read, now
 
 
 @dataclass
@@ -77,8 +79,9 @@ class NicCounts:
 class Nic:
     """Listens for peers from ``open`` to ``close``."""
 
-    def __init__(self, memory: RegisteredMemory, logger: logging.Logger) -> None:
+    def __init__(self, memory: RegisteredMemory, logger: logging.Logger, purpose: Purpose = Purpose.DATA) -> None:
         self._memory = memory
+        self._purpose = purpose  # what peers may connect for, besides asking: DATA to write, or READ
         self._logger = logger
         self.token = secrets.token_bytes(TOKEN_BYTES)
         self.port = 0
@@ -191,7 +194,7 @@ class Nic:
     def _greet(self, inbound: Inbound) -> bool:
         """Read the preamble and answer it; True if frames shall follow."""
         inbound.socket.settimeout(PREAMBLE_S)
-        preamble = Preamble.unpack(_exactly(inbound.socket, PREAMBLE_BYTES))
+        preamble = Preamble.unpack(exactly(inbound.socket, PREAMBLE_BYTES))
         if preamble is None or not secrets.compare_digest(preamble.token, self.token):
             self.counts.foreign += 1
             if preamble is not None:
@@ -201,10 +204,13 @@ class Nic:
             self._retire(preamble)
         with self._lock:
             inbound.preamble = preamble
-            inbound.refused = preamble.purpose == Purpose.DATA and (self._refuses(preamble) or inbound.ended)
+            wanted = preamble.purpose in (Purpose.DATA, Purpose.READ)
+            inbound.refused = wanted and (
+                preamble.purpose != self._purpose or self._refuses(preamble) or inbound.ended
+            )  # fmt: skip
         inbound.socket.settimeout(None)
         inbound.socket.sendall(REFUSED if inbound.refused else ACCEPTED)
-        return preamble.purpose == Purpose.DATA and not inbound.refused
+        return wanted and not inbound.refused
 
     def _retire(self, preamble: Preamble) -> None:
         """Read the writer's connections up to this number no more; one that is not greeted yet will be refused."""
@@ -214,10 +220,9 @@ class Nic:
             doomed = [c for c in self._inbound if self._is_from(c, writer) and self._refuses(c.preamble)]
         self._end(doomed)
 
-    @staticmethod
-    def _is_from(inbound: Inbound, writer: str) -> bool:
+    def _is_from(self, inbound: Inbound, writer: str) -> bool:
         preamble = inbound.preamble
-        return preamble is not None and preamble.writer == writer and preamble.purpose == Purpose.DATA
+        return preamble is not None and preamble.writer == writer and preamble.purpose == self._purpose
 
     def _refuses(self, preamble: Preamble | None) -> bool:
         assert preamble is not None, "asked for greeted connections only"
@@ -226,40 +231,61 @@ class Nic:
             or preamble.number <= self._retired.get(preamble.writer, -1)
         )  # fmt: skip
 
-    @staticmethod
-    def _end(doomed: Sequence[Inbound]) -> None:
+    def _end(self, doomed: Sequence[Inbound]) -> None:
         """End connections; on return nothing of them can land (see above). Raises ``TransportError``."""
         for inbound in doomed:
             inbound.ended = True
-            _shutdown(inbound.socket, socket.SHUT_RD)
+            shutdown(inbound.socket, socket.SHUT_RDWR if self._purpose is Purpose.READ else socket.SHUT_RD)
         for inbound in doomed:
             if not inbound.gate.acquire(timeout=JOIN_S):
                 raise TransportError(f"a thread of the software NIC did not stop within {JOIN_S:g} s")
             inbound.gate.release()
-            _shutdown(inbound.socket, socket.SHUT_RDWR)
+            shutdown(inbound.socket, socket.SHUT_RDWR)
 
     # -- frames ----------------------------------------------------------------------------------------------------
 
     def _frame(self, inbound: Inbound) -> bool:
         """Take one frame; False at the end of the stream or after nonsense."""
         connection = inbound.socket
-        head = _exactly(connection, HEADER_BYTES, may_end=True)
+        head = exactly(connection, HEADER_BYTES, may_end=True)
         header = Header.unpack(head) if head else None
         if header is None:
             self.counts.foreign += bool(head)
             return False
-        table = np.frombuffer(_exactly(connection, header.segments * SEGMENT_BYTES), "<u8").reshape(-1, 3)
+        table = np.frombuffer(exactly(connection, header.segments * SEGMENT_BYTES), "<u8").reshape(-1, 3)
         region, offset, length = (np.ascontiguousarray(table[:, i], np.uint64) for i in range(3))
         if int(length.max()) > header.payload or int(length.sum()) != header.payload:
             self.counts.foreign += 1
             return False
         self.counts.frames += 1
-        refused = self._land(inbound, region, offset, length)
-        if refused >= 0:
-            self.counts.refused_frames += 1
-            _drain(connection, header.payload)
-        connection.sendall(Ack(header.transfer, refused >= 0, max(refused, 0)).pack())
+        if self._purpose is Purpose.READ:
+            refused = self._lend(inbound, header, region, offset, length)
+            self.counts.refused_frames += refused >= 0
+        else:
+            refused = self._land(inbound, region, offset, length)
+            if refused >= 0:
+                self.counts.refused_frames += 1
+                _drain(connection, header.payload)
+        if refused >= 0 or self._purpose is Purpose.DATA:
+            connection.sendall(Ack(header.transfer, refused >= 0, max(refused, 0)).pack())
         return True
+
+    def _lend(self, inbound: Inbound, header: Header, region: U64, offset: U64, length: U64) -> int:
+        """Send the bytes that a peer reads, after the acknowledgement; no byte, and the segment's number, as ``_land``."""
+        with inbound.gate:
+            inbound.landing = region
+            try:
+                address, refused = self._memory.locate(region, offset, length)
+                if refused < 0:
+                    head = np.frombuffer(Ack(header.transfer, False, 0).pack(), np.uint8)
+                    start = np.uint64(head.__array_interface__["data"][0])
+                    pieces = Pieces(
+                        np.concatenate(([start], address)), np.concatenate(([np.uint64(head.size)], length))
+                    )  # fmt: skip
+                    pieces.send(inbound.socket.fileno(), wait=True, before=lambda: self._may_land(inbound))
+            finally:
+                inbound.landing = None
+        return refused
 
     def _land(self, inbound: Inbound, region: U64, offset: U64, length: U64) -> int:
         """Write a frame's bytes into memory; if a segment is not inside registered memory, no byte, and its number."""
@@ -281,19 +307,6 @@ class Nic:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the connection was ended from this side")
 
 
-def _exactly(connection: socket.socket, count: int, *, may_end: bool = False) -> bytes:
-    data = bytearray(count)
-    view = memoryview(data)
-    while view:
-        got = connection.recv_into(view)
-        if got == 0:
-            if may_end and len(view) == count:
-                return b""
-            raise ConnectionResetError(errno.ECONNRESET, "the stream ended early")
-        view = view[got:]
-    return bytes(data)
-
-
 def _drain(connection: socket.socket, count: int) -> None:
     scratch = bytearray(min(count, SCRATCH_BYTES))
     while count:
@@ -301,14 +314,6 @@ def _drain(connection: socket.socket, count: int) -> None:
         if got == 0:
             raise ConnectionResetError(errno.ECONNRESET, "the stream ended early")
         count -= got
-
-
-def _shutdown(connection: socket.socket, how: int) -> None:
-    try:
-        connection.shutdown(how)
-    except OSError as error:
-        if error.errno not in (errno.ENOTCONN, errno.EBADF):
-            raise
 
 
 def _join(thread: threading.Thread | None) -> None:

@@ -20,42 +20,35 @@ Until one of them is seen, such a transfer is FAILED but not quiescent.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import logging
 import socket
-import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
 from kv_core import TransferState, TransportError
 from kv_core.contract.transport import PeerKey, Transfer
+from kv_fake.dialing import FROZEN_S, JOIN_S, NotWelcome, dial, shutdown
 from kv_fake.iovec import Pieces
-from kv_fake.wire import ACCEPTED, ACK_BYTES, LOOPBACK_BUFFER_BYTES, REFUSED, Ack, Descriptor, Preamble, Purpose
+from kv_fake.wire import ACK_BYTES, Ack, Descriptor, Purpose
 
-CONNECT_S = 5.0
 RETIRE_AGAIN_S = 0.2
-JOIN_S = 5.0
 DIRECT_BYTES = 256 << 10
 """What the owner thread may write itself. More would hold up other peers, and cost it the GIL for no gain."""
-FROZEN_S = 0.05
 _logger = logging.getLogger(__name__)
-
-
-class NotWelcome(ConnectionError):
-    """A NIC answered, and takes nothing from us. A class of its own: the kernel has errors of that number, too."""
 
 
 class FakeTransfer(Transfer):
     """One frame on its way. Written by one thread at a time; ``state`` last, so that who reads it finds the rest."""
 
-    __slots__ = ("error", "head", "number", "pieces", "quiescent", "started", "state")
+    __slots__ = ("error", "garble", "head", "number", "pieces", "quiescent", "started", "state")
 
     def __init__(self, peer: PeerKey, number: int, head: bytes, pieces: Pieces | None, nbytes: int) -> None:
         super().__init__(peer, nbytes)
         self.number = number
         self.head = head  # header and segment table: the first of the pieces, kept alive here
         self.pieces = pieces
+        self.garble: int | None = None  # a fault: flip a bit of the byte at this address when it has been read
         self.started = False
         self.state = TransferState.PENDING
         self.quiescent = False
@@ -222,7 +215,7 @@ class Outbound:
             self._lock.notify()
             thread, dialing = self._thread, self._dialing
             if dialing is not None:
-                _shutdown(dialing)
+                shutdown(dialing)
         if thread is not None:
             thread.join(JOIN_S)
             if thread.is_alive():
@@ -272,40 +265,17 @@ class Outbound:
         self._wake()  # the owner reads its acknowledgements from now on
 
     def _dial(self, purpose: Purpose, number: int) -> socket.socket:
-        where = self._descriptor
-        family, kind, protocol, _, address = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)[0]
-        connection = socket.socket(family, kind, protocol)
-        with self._lock:
-            self._dialing = connection
-            closed = self._closed
         try:
-            if closed:
-                raise ConnectionAbortedError(errno.ECONNABORTED, "closed meanwhile")
-            connection.settimeout(CONNECT_S)
-            if ipaddress.ip_address(address[0]).is_loopback:
-                # There is nothing to be congested. BBR, where it is the system's default, paces what it sends all the
-                # same: measured, half the rate at twice the processor time. Reno is in every kernel. It is chosen before
-                # the connection is made: one that BBR has begun is paced for ever, whoever takes over.
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOOPBACK_BUFFER_BYTES)
-            connection.connect(address)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # unsent bytes die
-            connection.sendall(Preamble(where.token, self._me, self.peer.generation, purpose, number).pack())
-            answer = connection.recv(1)
-            if answer == REFUSED:
-                raise NotWelcome(errno.EPERM, "the peer's NIC does not accept us (fenced, or another one by now)")
-            if answer != ACCEPTED:
-                raise ConnectionResetError(errno.ECONNRESET, f"no answer of a NIC ({answer!r})")
-            connection.settimeout(None)
-        except BaseException:
-            connection.close()
-            raise
+            return dial(self._descriptor, self._me, self.peer.generation, purpose, number, self._keep)
         finally:
             with self._lock:
                 self._dialing = None
-        return connection
+
+    def _keep(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._dialing = connection
+            if self._closed:
+                raise ConnectionAbortedError(errno.ECONNABORTED, "closed meanwhile")
 
     def _send_queued(self, connection: socket.socket) -> None:
         with self._lock:
@@ -366,7 +336,7 @@ class Outbound:
             half = [transfer for transfer in self._queue if transfer.started]
             for transfer in half:
                 self._queue.remove(transfer)
-        _shutdown(connection)
+        shutdown(connection)
         if not in_use:
             self._bury(connection)
         for transfer in begun:
@@ -382,11 +352,3 @@ class Outbound:
         for transfer in doomed:
             transfer.fail(why, quiescent=True)
         self._wake()
-
-
-def _shutdown(connection: socket.socket) -> None:
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError as error:
-        if error.errno not in (errno.ENOTCONN, errno.EBADF):
-            raise

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from kv_core import Direction, NotSupported, Region, ThreadingModel, TransferState, TransportError
+from kv_core import Direction, Region, ThreadingModel, TransferState, TransportError
 from kv_core.contract.transport import (
     PeerKey,
     Prepared,
@@ -27,6 +27,7 @@ from kv_fake.iovec import Pieces
 from kv_fake.memory import RegisteredMemory
 from kv_fake.nic import Nic
 from kv_fake.outbound import FakeTransfer, Outbound
+from kv_fake.pulling import Puller
 from kv_fake.wire import ACCEPTED, Descriptor, Header, Preamble, Purpose, segment_table
 
 PROBE_S = 1.0
@@ -42,7 +43,7 @@ class FakePrepared(Prepared):
 
 
 class SoftwareNic(Transport):
-    """One process's NIC: memory that peers may write (``Nic``), and a connection to each peer (``Outbound``).
+    """One process's NIC: memory that peers may write, or read (``Nic``), and a connection to each peer (``Outbound``, ``Puller``).
 
     The owner thread submits and reads acknowledgements; threads of the NIC block in the kernel for everything else.
     """
@@ -51,14 +52,13 @@ class SoftwareNic(Transport):
 
     def __init__(self, context: TransportContext) -> None:
         super().__init__(context)
-        if context.direction is Direction.READ:
-            raise NotSupported("reading from a peer (pull)", "read")
+        self._reads = context.direction is Direction.READ
         self._logger = logging.getLogger(__name__)
         self._memory = RegisteredMemory()
-        self._nic = Nic(self._memory, self._logger)
+        self._nic = Nic(self._memory, self._logger, Purpose.READ if self._reads else Purpose.DATA)
         self._nic.open(context.config.host)
-        self._peers: dict[PeerKey, Outbound] = {}
-        self._removed: list[Outbound] = []
+        self._peers: dict[PeerKey, Outbound | Puller] = {}
+        self._removed: list[Outbound | Puller] = []
         self._numbers = itertools.count(1)
         self._connections = itertools.count(1)  # over all peers and generations: a later one never has a lower number
         self._selector = selectors.DefaultSelector()
@@ -66,7 +66,7 @@ class SoftwareNic(Transport):
         self._bell.setblocking(False)
         self._ringer.setblocking(False)
         self._selector.register(self._bell, selectors.EVENT_READ)
-        self._watched: dict[Outbound, socket.socket] = {}
+        self._watched: dict[Outbound | Puller, socket.socket] = {}
         self._dead: SimpleQueue[socket.socket] = SimpleQueue()
         self._looked = False
         self._closed = False
@@ -95,8 +95,11 @@ class SoftwareNic(Transport):
             where = Descriptor.unpack(descriptor)
         except ValueError as error:
             raise TransportError(f"peer {peer.name[:8]} sent {error}", quiescent=True) from error
-        self._peers[peer] = Outbound(
-            self.context.instance_id, peer, where, self._connections, self._nic.running, self.wake, self._dead.put
+        me, running = self.context.instance_id, self._nic.running
+        self._peers[peer] = (
+            Puller(me, peer, where, self._connections, running, self.wake)
+            if self._reads
+            else Outbound(me, peer, where, self._connections, running, self.wake, self._dead.put)
         )
 
     def remove_peer(self, peer: PeerKey) -> None:
@@ -129,7 +132,9 @@ class SoftwareNic(Transport):
         return transfer
 
     def frame(self, prepared: Prepared, batch: TransferBatch) -> FakeTransfer:
-        """A batch as one frame: header, segment table, then the pages themselves, by address."""
+        """A batch as one frame: header, segment table, then the pages themselves, by address. One that reads ends with the table;
+        its pieces are filled.
+        """
         assert isinstance(prepared, FakePrepared), "made by prepare()"
         copies = batch.copies()
         number, nbytes = next(self._numbers), int(copies.length.sum())
@@ -139,13 +144,15 @@ class SoftwareNic(Transport):
         pages, wrong = self._memory.locate(local, copies.local_offset, copies.length)
         if wrong >= 0:
             raise TransportError(
-                f"copy {wrong} of {len(local)} reads {copies.length[wrong]} bytes at offset {copies.local_offset[wrong]} "
+                f"copy {wrong} of {len(local)} {'fills' if self._reads else 'reads'} {copies.length[wrong]} bytes at offset {copies.local_offset[wrong]} "
                 f"of region {local[wrong]}, which is not inside the memory registered here",
                 quiescent=True,
             )
         head = Header(number, len(copies.length), nbytes).pack()
         remote = prepared.remote[copies.remote_region.astype(np.intp)]
         head += segment_table(remote, copies.remote_offset, copies.length)
+        if self._reads:
+            return FakeTransfer(prepared.peer, number, head, Pieces(pages, copies.length), nbytes)
         start = np.frombuffer(head, np.uint8).__array_interface__["data"][0]
         address = np.concatenate(([np.uint64(start)], pages))
         length = np.concatenate(([np.uint64(len(head))], copies.length))
@@ -176,7 +183,7 @@ class SoftwareNic(Transport):
         """See ``Transport``: nothing is held."""
 
     def cancel(self, transfer: Transfer) -> None:
-        """See ``Transport``. A frame that has been begun can't be taken back; it ends by itself."""
+        """See ``Transport``. A frame that has been begun can't be taken back; it ends by itself. A read can be given up."""
         outbound = self._peers.get(transfer.peer)
         if outbound is not None and isinstance(transfer, FakeTransfer):
             outbound.cancel(transfer)

@@ -2,7 +2,8 @@
 
 A connection begins with a preamble that says who calls, whom he wants, and what for; the NIC answers one byte. On a
 data connection follow frames: a header, a table of segments, and the bytes of the segments one after the other. Each
-frame is answered by an acknowledgement when its bytes are in memory, or when it was refused.
+frame is answered by an acknowledgement when its bytes are in memory, or when it was refused. On a read connection the bytes
+go the other way, after the acknowledgement.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Purpose(IntEnum):
     DATA = 1  # frames follow
     RETIRE = 2  # close the data connection of this number, then answer: proof that it is read no more
     PROBE = 3  # just answer
+    READ = 4  # frames without bytes follow: each is answered by an acknowledgement and the bytes
 
 
 class Preamble(NamedTuple):

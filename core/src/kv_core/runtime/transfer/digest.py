@@ -94,7 +94,11 @@ PoolPages = dict[str, tuple[Pages, Pages]]
 
 def chunk_pages(chunk: TransferKVChunk, placement: Placement) -> PoolPages:
     """What a chunk moves, in the positions of the prompt."""
-    pages = {KV_POOL: placement.chunk(chunk.start, chunk.local, chunk.remote, chunk.prefix)}
+    if chunk.pulled:
+        theirs, mine = placement.chunk(chunk.start, chunk.remote, chunk.local, chunk.prefix)
+        pages = {KV_POOL: (mine, theirs)}
+    else:
+        pages = {KV_POOL: placement.chunk(chunk.start, chunk.local, chunk.remote, chunk.prefix)}
     pages |= {pool: (Pages(local), Pages(remote)) for pool, (_, local, remote) in chunk.states.items()}
     if chunk.aux is not None:
         pages[AUX_POOL] = _row(chunk.aux[0]), _row(chunk.aux[1])

@@ -14,8 +14,9 @@ from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import Capability
 from kv_core.contract.failures import TransportError
 from kv_core.contract.transport import PeerKey, Prepared, Transfer, TransferPlan
-from kv_core.layout import Placement, page_batch
-from kv_core.protocol.chunks import TransferKVChunk
+from kv_core.layout import Batch, Placement, page_batch
+from kv_core.protocol.chunks import ChunkResult, TransferKVChunk
+from kv_core.protocol.messages import ChunkDigest
 from kv_core.runtime.transfer.aux import AuxDataCodec
 from kv_core.runtime.transfer.digest import Hasher, chunk_pages, describe_chunk, without_aux
 from kv_core.runtime.transfer.job import ChunkJob, PeerState, Posting
@@ -43,11 +44,12 @@ class Dispatcher:
 
     def __init__(
         self, config: TransferConfig, capabilities: frozenset[Capability], clock: Callable[[], float], shards: Shards,
-        reports: Reports, troubles: Troubles, hasher: Hasher, codec: AuxDataCodec,
+        reports: Reports, troubles: Troubles, hasher: Hasher, codec: AuxDataCodec, *, moves: bool = True,
     ) -> None:  # fmt: skip
         self._config = config
         self._can_cancel = Capability.CANCEL in capabilities
-        self._writes_aux = Capability.AUX in capabilities
+        self._moves = moves
+        self._moves_aux = Capability.AUX in capabilities
         self._clock = clock
         self._shards = shards
         self._reports = reports
@@ -209,7 +211,13 @@ class Dispatcher:
             self.dropped += 1
             return None
         try:
-            job = self._make_job(chunk, peer)
+            batch, digest, aux_rows = self._prepare(chunk, peer)
+            if not self._moves:
+                self._offer(chunk, batch, digest, aux_rows)
+                return None
+            job = ChunkJob(chunk, peer, batch.split(self._config.max_batch_descriptors, self._max_batch_bytes))
+            job.digest, job.aux_rows = digest, aux_rows
+            job.advance()
         except SURVIVED as error:
             self._troubles.add("a chunk could not be prepared", error)
             self._reports.failed(chunk, described(error), quiescent=True)
@@ -218,19 +226,34 @@ class Dispatcher:
         self._conclude(job)
         return None if job.upcoming is None else job
 
-    def _make_job(self, chunk: TransferKVChunk, peer: PeerState) -> ChunkJob:
+    def _prepare(
+        self, chunk: TransferKVChunk, peer: PeerState
+    ) -> tuple[Batch, ChunkDigest | None, tuple[bytes, ...]]:  # fmt: skip
+        """What a chunk moves; the digest of its source, if one is asked for; its auxiliary row, if that goes by message."""
         assert peer.plan is not None, "a peer that is prepared has a plan"
         assert peer.placement is not None, "and one of pages"
         pages = chunk_pages(chunk, peer.placement)
-        batch = page_batch(peer.plan, pages if self._writes_aux else without_aux(pages), chunk.layers)
-        job = ChunkJob(chunk, peer, batch.split(self._config.max_batch_descriptors, self._max_batch_bytes))
-        if chunk.aux is not None and not self._writes_aux:
-            job.aux_rows = self._codec.encode(chunk.aux[0])
+        by_message = chunk.aux is not None and not (self._moves_aux or chunk.pulled)
+        batch = page_batch(peer.plan, without_aux(pages) if by_message else pages, chunk.layers)
+        digest: ChunkDigest | None = None
+        aux_rows: tuple[bytes, ...] = ()
+        if by_message and chunk.aux is not None:
+            aux_rows = self._codec.encode(chunk.aux[0])
         if chunk.digest:
             whole = page_batch(peer.plan, pages, chunk.layers)
-            job.digest = describe_chunk(chunk, peer.plan, self._hasher.digest(whole)) if whole.slices else None
-        job.advance()
-        return job
+            digest = describe_chunk(chunk, peer.plan, self._hasher.digest(whole)) if whole.slices else None
+        return batch, digest, aux_rows
+
+    def _offer(
+        self, chunk: TransferKVChunk, batch: Batch, digest: ChunkDigest | None, aux_rows: tuple[bytes, ...]
+    ) -> None:  # fmt: skip
+        """The peer moves the bytes: it may from now on. What moves none has landed."""
+        if batch.slices:
+            self._reports.readable(chunk, digest, aux_rows)
+        else:
+            now = self._clock()
+            result = ChunkResult(sum(map(len, aux_rows)), now, now, "core", digest, aux_rows)
+            self._reports.landed(chunk, result)
 
     # -- answers of the poster -------------------------------------------------------------------------------------
 

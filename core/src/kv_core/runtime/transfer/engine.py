@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from kv_core.contract.config import TransferConfig
-from kv_core.contract.enums import Capability
+from kv_core.contract.enums import Capability, Direction
 from kv_core.contract.transport import Transport
 from kv_core.layout import MemoryLayout
 from kv_core.protocol.effects import AddPeer, FencePeer, RemovePeer, SubmitChunk, VerifyDigests
@@ -32,6 +32,9 @@ class TransferEngine:
     that submits. The memory of ``layout`` must be registered already. ``layout`` is this rank's own;
     ``AddPeer.layout`` is a ``runtime.rules.Pair``. ``clock`` is monotonic, in seconds.
 
+    ``direction`` is the transport's; ``moves``: whether this side moves the bytes. If not (pull, on prefill's side), chunks are
+    claimed when their source is ready, and reported as ``readable`` instead of being posted.
+
     *Quiescence.* What a transport says of its transfers is passed on. Beyond that there is one proof: ``is_dead`` says, of
     what ``AddPeer.process`` tells, that the peer's process has ended, which settles its failed transfers. Where ``submit`` raises
     anything but a ``TransportError`` with ``quiescent=True``, there is no transfer to ask about: the chunk is reported
@@ -43,6 +46,7 @@ class TransferEngine:
         self, transport: Transport, layout: MemoryLayout, config: TransferConfig,
         sink: TransferSink, clock: Callable[[], float], logger: logging.Logger,
         *, capabilities: frozenset[Capability] = frozenset(), name: str = "kv-transfer", is_dead: IsDead = is_proven_dead,
+        direction: Direction = Direction.WRITE, moves: bool = True,
     ) -> None:  # fmt: skip
         self._transport = transport
         self._layout = layout
@@ -51,8 +55,9 @@ class TransferEngine:
         self._name = name
         self._shards = Shards(shard_count(config.queue_shards))
         self._owner = Owner(
-            transport, layout, config, sink, clock, logger, frozenset(capabilities), self._shards, is_dead
-        )
+            transport, layout, config, sink, clock, logger, frozenset(capabilities), self._shards, is_dead, direction,
+            moves=moves,
+        )  # fmt: skip
         self._thread = threading.Thread(target=self._owner.run, name=name)
         self._lock = threading.Lock()
         self._accepting = True

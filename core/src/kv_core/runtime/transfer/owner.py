@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
 from kv_core.contract.config import TransferConfig
-from kv_core.contract.enums import Capability, ThreadingModel
+from kv_core.contract.enums import Capability, Direction, ThreadingModel
 from kv_core.contract.transport import Transport
 from kv_core.layout import MemoryLayout
 from kv_core.protocol.chunks import TransferKVChunk
@@ -51,7 +51,7 @@ class Owner:
     def __init__(
         self, transport: Transport, layout: MemoryLayout, config: TransferConfig, sink: TransferSink,
         clock: Callable[[], float], logger: logging.Logger, capabilities: frozenset[Capability],
-        shards: Shards, is_dead: IsDead,
+        shards: Shards, is_dead: IsDead, direction: Direction, *, moves: bool,
     ) -> None:  # fmt: skip
         self.commands: SimpleQueue[Command] = SimpleQueue()
         self.shards = shards
@@ -71,7 +71,9 @@ class Owner:
         memory = HostMemory(layout.regions())
         reports = Reports(sink, self.troubles)
         hasher, codec = Hasher(memory), AuxDataCodec(layout, memory)
-        self.dispatcher = Dispatcher(config, capabilities, clock, shards, reports, self.troubles, hasher, codec)
+        self.dispatcher = Dispatcher(
+            config, capabilities, clock, shards, reports, self.troubles, hasher, codec, moves=moves
+        )
         self.outstanding = Outstanding(transport, self.troubles, clock, self.dispatcher)
         self.poster: Poster
         if transport.threading is ThreadingModel.BLOCKING:
@@ -82,7 +84,7 @@ class Owner:
         else:
             self.poster = DirectPoster(transport, clock, self.dispatcher)
         self.dispatcher.connect(self.poster, self.outstanding)
-        self._deaths = Deaths(self.outstanding, is_dead, clock)
+        self._deaths = Deaths(self.outstanding, is_dead, clock, reads=direction is Direction.READ)
         self.parking = Parking(clock, self.dispatcher, self.troubles)
         self._perform = Commands(
             transport, self.dispatcher, reports, self.troubles, hasher, codec, FabricRule(config.require_transport),

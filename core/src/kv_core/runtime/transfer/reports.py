@@ -8,6 +8,7 @@ from typing import Any
 from kv_core.contract.transport import PeerKey
 from kv_core.protocol.chunks import ChunkResult, TransferKVChunk
 from kv_core.protocol.effects import VerifyDigests
+from kv_core.protocol.messages import ChunkDigest
 from kv_core.runtime.transfer.sink import TransferSink
 from kv_core.runtime.transfer.troubles import SURVIVED, Troubles
 
@@ -26,6 +27,10 @@ class Reports:
         except SURVIVED as error:
             self._troubles.add("the sink's claim() failed", error)
             return False
+
+    def readable(self, chunk: TransferKVChunk, digest: ChunkDigest | None, aux_rows: tuple[bytes, ...]) -> None:
+        """See ``TransferSink.readable``."""
+        self._tell(self._sink.readable, chunk, digest, aux_rows)
 
     def landed(self, chunk: TransferKVChunk, result: ChunkResult) -> None:
         """See ``TransferSink.landed``."""

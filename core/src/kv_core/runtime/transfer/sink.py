@@ -6,19 +6,26 @@ from typing import Protocol
 
 from kv_core.contract.transport import PeerKey
 from kv_core.protocol.chunks import ChunkResult, TransferKVChunk
+from kv_core.protocol.messages import ChunkDigest
 from kv_core.protocol.rooms import Room, RoomLink
 
 
 class TransferSink(Protocol):
     """Told on the engine's owner thread; an implementation takes its own lock, and must not wait for the engine.
 
-    For each chunk whose ``claim`` was answered with True there is exactly one ``landed`` or ``failed``. A ``failed``
+    For each chunk whose ``claim`` was answered with True there is exactly one ``landed``, ``readable`` or ``failed``. A ``failed``
     that is not quiescent is followed by exactly one ``quiescent``, unless the proof never comes (see
     ``TransferEngine``).
     """
 
     def claim(self, chunk: TransferKVChunk) -> bool:
         """May the chunk be posted? From a yes on its pages are in use until it is reported quiescent."""
+        ...
+
+    def readable(self, chunk: TransferKVChunk, digest: ChunkDigest | None, aux_rows: tuple[bytes, ...]) -> None:
+        """Where the peer moves the bytes: the source is complete and may be read. ``digest``: of it, if one was asked for;
+        ``aux_rows``: its auxiliary row, where that has to go by message.
+        """
         ...
 
     def landed(self, chunk: TransferKVChunk, result: ChunkResult) -> None:
