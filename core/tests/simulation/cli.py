@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.tests.simulation.mutants import MUTANTS, Mutant
-from core.tests.simulation.world import Outcome, run_seed
+from core.tests.simulation.world import Outcome, direction_of, run_seed
+from kv_core.contract.enums import Direction
 
 COMMAND = "python -m core.tests.simulation"
 SHARE = 100
@@ -74,7 +76,8 @@ def tally(seeds: range) -> Tally:
 def hunt(name: str, start: int = 0, limit: int = MUTANT_LIMIT) -> Catch:
     """Run schedules with a mutant until one catches it."""
     mutant = next(each for each in MUTANTS if each.name == name)
-    for count, seed in enumerate(range(start, start + limit), 1):
+    seeds = (seed for seed in itertools.count(start) if not mutant.pull or direction_of(seed) is Direction.READ)
+    for count, seed in enumerate(itertools.islice(seeds, limit), 1):
         outcome = run_seed(seed, mutant.machines)
         if outcome.broken:
             return Catch(name, mutant.invariant, mutant.what, count, outcome.broken, outcome.text)

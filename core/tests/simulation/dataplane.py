@@ -10,7 +10,9 @@ from core.tests.simulation.memory import LAYERS, NO_LAYER, SIZES, Content
 from core.tests.simulation.scenario import TRANSFER_CAUSES
 from kv_core.protocol import effects as fx
 from kv_core.protocol.chunks import ChunkResult, TransferKVChunk
+from kv_core.protocol.decode import DecodeMachine
 from kv_core.protocol.messages import ChunkDigest
+from kv_core.protocol.prefill import PrefillMachine
 
 if TYPE_CHECKING:
     from core.tests.simulation.handles import Handle
@@ -90,19 +92,38 @@ class DataPlane:
         if chunk.ready is not None and not chunk.room.ended and not chunk.ready.query():
             self._world.clock.after(0.25, self._take, chunk)
             return
-        claimed, effects = process.prefill.claim_chunk(chunk, self._world.clock.now)
+        claimed, effects = process.ledger.claim_chunk(chunk, self._world.clock.now)
         process.finish(f"claim -> {claimed}", (chunk.room.number, chunk.link.life), effects)
-        if claimed:
+        if claimed and process.ledger.moves:
             self._launch(chunk)
+        elif claimed:
+            self._world.clock.after(self._rng.choice((0.001, 0.2 * self._rng.random())), self._offer, chunk)
+
+    def _offer(self, chunk: TransferKVChunk) -> None:
+        """Pull, prefill: the source has been hashed, decode may read it."""
+        process, machine = self._process, self._process.prefill
+        if not process.alive or self._asleep(self._offer, chunk):
+            return
+        handle = self._world.handle_of[process.name, chunk.room.life]
+        units = self._units(chunk)
+        for unit in units:
+            self._read(handle, unit)
+        result = self._result(chunk, handle, len(units))
+        if units:
+            process.call("readable", machine.chunk_readable, chunk, result.digest, result.aux_rows)
+        else:
+            process.call("chunk landed", machine.chunk_landed, chunk, result)
 
     # -- transfers -------------------------------------------------------------------------------------------------
 
     def _launch(self, chunk: TransferKVChunk) -> None:
         rng, after = self._rng, self._world.clock.after
-        handle = self._world.handle_of[self._process.name, chunk.room.life]
+        handle = source = self._world.handle_of[self._process.name, chunk.room.life]
+        if chunk.pulled:
+            source = self._world.handle_of[chunk.peer.name, chunk.link.source_life]
         units = self._units(chunk)
         rng.shuffle(units)
-        motion = Motion(chunk, handle, self._cause(handle, bool(units)))
+        motion = Motion(chunk, handle, self._cause(source, bool(units)))
         self.motions[motion] = None
         count = max(1, min(len(units), rng.choice((1, 1, 2, 3))))
         motion.bursts = [units[i::count] for i in range(count)]
@@ -133,11 +154,15 @@ class DataPlane:
         return None
 
     def _units(self, chunk: TransferKVChunk) -> list[Unit]:
-        there = chunk.remote[chunk.start : chunk.start + chunk.local.size]
-        if chunk.local.size != there.size:
-            self._world.referee.broken("I3 release", f"a chunk of {chunk.local.size} pages for {there.size}")
+        local, remote = chunk.local, chunk.remote
+        if chunk.pulled:
+            local = local[chunk.start : chunk.start + remote.size]
+        else:
+            remote = remote[chunk.start : chunk.start + local.size]
+        if local.size != remote.size:
+            self._world.referee.broken("I3 release", f"a chunk of {local.size} pages for {remote.size}")
         layers = [layer for layer in LAYERS if chunk.layers is None or layer in chunk.layers]
-        pairs = list(zip(chunk.local.tolist(), there.tolist(), strict=True))
+        pairs = list(zip(local.tolist(), remote.tolist(), strict=True))
         units = [Unit("kv", layer, a, b) for layer in layers for a, b in pairs]
         for pool, (_, local, remote) in chunk.states.items():
             units += [Unit(pool, NO_LAYER, a, b) for a, b in zip(local.tolist(), remote.tolist(), strict=True)]
@@ -154,7 +179,7 @@ class DataPlane:
 
     def _failed(self, motion: Motion, text: str, *, quiescent: bool) -> None:
         motion.failed = True
-        machine, now = self._process.prefill, self._world.clock.now
+        machine, now = self._process.ledger, self._world.clock.now
         effects = machine.chunk_failed(motion.chunk, text, now, quiescent=quiescent)
         if quiescent:
             del self.motions[motion]
@@ -171,6 +196,9 @@ class DataPlane:
             if world.network.is_cut(process.slot, target):
                 world.clock.after(0.4, self._land, motion, burst)
                 return
+            if motion.chunk.pulled:
+                self._fetch(motion, burst)
+                return
             contents = [self._read(motion.handle, unit) for unit in burst]
         else:
             if motion.captured is None or world.clock.now > process.died_at + world.GRACE_S:
@@ -182,6 +210,42 @@ class DataPlane:
         motion.left -= 1
         if process.alive:
             self._maybe_over(motion)
+
+    def _fetch(self, motion: Motion, burst: list[Unit]) -> None:
+        """Pull: the burst is read at its source now, and lands here a moment later."""
+        world, chunk = self._world, motion.chunk
+        source = world.processes[chunk.peer.name]
+        if source.paused and world.scenario.software:
+            world.clock.after(0.4, self._land, motion, burst)
+            return
+        contents: list[Content] = []
+        if source.alive and source.fenced.get(self._process.name, 0) < chunk.peer.generation:
+            handle = world.handle_of[source.name, chunk.link.source_life]
+            contents = [source.data.lend(handle, unit) for unit in burst]
+        world.clock.after(0.05 * self._rng.random(), self._put, motion, burst, contents)
+
+    def lend(self, handle: Handle, unit: Unit) -> Content:
+        """What a peer reads here."""
+        return self._read(handle, Unit(unit.pool, unit.layer, unit.remote, unit.local))
+
+    def _put(self, motion: Motion, burst: list[Unit], contents: list[Content]) -> None:
+        if not self._process.alive:
+            return
+        if not contents:
+            motion.lost = True
+        elif motion.garble:
+            contents[self._rng.randrange(len(contents))] = GARBLED
+        handle, memory = motion.handle, self._process.memory
+        part = self._world.processes[motion.chunk.peer.name].slot.rank
+        for unit, content in zip(burst, contents, strict=False):
+            owner = memory.owner.get((unit.pool, unit.local))
+            if owner is not handle or handle.room.release_safe:
+                self._world.referee.broken(
+                    "I3 release", f"{unit} landed for {handle} after release; its owner is {owner}"
+                )
+            memory.cells[unit.pool, unit.local, unit.layer, part] = content
+        motion.left -= 1
+        self._maybe_over(motion)
 
     def _read(self, handle: Handle, unit: Unit) -> Content:
         memory = self._process.memory
@@ -219,16 +283,20 @@ class DataPlane:
         chunk = motion.chunk
         if motion.failed:
             del self.motions[motion]
-            self._process.call("chunk quiescent", self._process.prefill.chunk_quiescent, chunk)
+            self._process.call("chunk quiescent", self._process.ledger.chunk_quiescent, chunk)
         elif motion.lost or motion.kind in {"fail_quiet", "pending"}:
             self._failed(motion, "the transfer failed", quiescent=True)
         else:
             del self.motions[motion]
-            self._process.call("chunk landed", self._process.prefill.chunk_landed, chunk, self._result(motion))
+            count, machine = sum(map(len, motion.bursts)), self._process.machine
+            result = self._result(chunk, motion.handle, count)
+            assert isinstance(machine, PrefillMachine | DecodeMachine)
+            self._process.call("chunk landed", machine.chunk_landed, chunk, result)
 
-    def _result(self, motion: Motion) -> ChunkResult:
-        chunk, now = motion.chunk, self._world.clock.now
-        handle = motion.handle
+    def _result(self, chunk: TransferKVChunk, handle: Handle, count: int) -> ChunkResult:
+        now = self._world.clock.now
+        if chunk.pulled:
+            return ChunkResult(count, now - 0.01, now)
         rows: tuple[bytes, ...] = ()
         if chunk.aux is not None and self._world.scenario.aux_inline:
             rows = (b"%d" % handle.uid,)
@@ -243,7 +311,7 @@ class DataPlane:
             aux = chunk.aux is not None and not rows
             kv += [(handle.uid, "aux", 0, NO_LAYER)] * aux
             digest = ChunkDigest(chunk.start, chunk.local.size, first, stop, states, aux, checksum(kv))
-        return ChunkResult(sum(map(len, motion.bursts)), now - 0.01, now, "core", digest, rows)
+        return ChunkResult(count, now - 0.01, now, "core", digest, rows)
 
     # -- what ends stuck transfers ---------------------------------------------------------------------------------
 
@@ -267,8 +335,8 @@ class DataPlane:
     def die(self) -> None:
         """The process is gone: bursts that the network card has already may land within the grace time."""
         for motion in self.motions:
-            if self._world.scenario.software or self._rng.random() < 0.5:
-                continue
+            if motion.chunk.pulled or self._world.scenario.software or self._rng.random() < 0.5:
+                continue  # what a dead process reads harms nobody
             released = motion.handle.room.release_safe
             if not released:
                 motion.captured = [[self._read(motion.handle, unit) for unit in burst] for burst in motion.bursts]

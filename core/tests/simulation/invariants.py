@@ -2,7 +2,7 @@
 
 I1  A terminal state never changes, and is told exactly once.
 I2  Success means that every byte is there: on the decode side by looking, on the prefill side because decode says so.
-I3  No byte lands in pages, and none is read from pages, after ``release_safe`` said yes for them.
+I3  No byte lands in pages, and none is read from pages by a process that lives, after ``release_safe`` said yes for them.
 I4  Nothing outlives its life: at rest all tables are empty, but for pages whose proof is truly missing.
 I5  Every room ends in bounded time.
 I6  The first root cause stands, and both sides name the same one.

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from msgspec import structs
+
 from kv_core.contract.enums import FailureCode, Role, Side
 from kv_core.contract.failures import Failure
 from kv_core.contract.records import RoomEventKind
@@ -28,16 +30,17 @@ class Mutant(NamedTuple):
     invariant: str
     what: str
     machines: dict[Role, type[Machine]]
+    pull: bool = False  # hunted in schedules that pull
 
 
 MUTANTS: list[Mutant] = []
 
 
-def _mutant(invariant: str, what: str) -> Any:
+def _mutant(invariant: str, what: str, *, pull: bool = False) -> Any:
     def register(kind: type[Machine]) -> type[Machine]:
         machines: dict[Role, type[Machine]] = {Role.PREFILL: PrefillMachine, Role.DECODE: DecodeMachine}
         machines[Role.PREFILL if issubclass(kind, PrefillMachine) else Role.DECODE] = kind
-        MUTANTS.append(Mutant(kind.__name__, invariant, what, machines))
+        MUTANTS.append(Mutant(kind.__name__, invariant, what, machines, pull))
         return kind
 
     return register
@@ -199,6 +202,113 @@ class ReleasesSources(PrefillMachine):
 class TakesUpEverybody(PrefillMachine):
     def _take_up(self, room: Room, early: Any, now: float) -> None:
         self._adopt(room, early, now)
+
+
+# -- the same, where decode reads ----------------------------------------------------------------------------------------
+
+
+@_mutant(
+    "I3 release",
+    "pull: prefill's pages are released when the room fails, before decode has said that it reads no more",
+    pull=True,
+)
+class ReleasesWhatIsRead(PrefillMachine):
+    def _drain(self, room: Room, now: float) -> None:
+        super()._drain(room, now)
+        for link in room.links.values():
+            link.exposed = False
+
+
+@_mutant("I3 release", "pull: decode says that it reads no more while its reads are under way", pull=True)
+class SaysQuiescedTooSoon(DecodeMachine):
+    def _say_quiesced(self, link: RoomLink) -> None:
+        if link.owes_quiesced:
+            link.owes_quiesced = False
+            self._push(link.peer, msg.Quiesced(link.room.number, link.life))
+
+
+@_mutant("I2 success", "pull: a chunk is told as read when its reading begins", pull=True)
+class PulledWhenPosted(DecodeMachine):
+    def claim_chunk(self, chunk: TransferKVChunk, now: float) -> tuple[bool, list[Effect]]:
+        yes, effects = super().claim_chunk(chunk, now)
+        if yes:
+            chunk.link.unread -= 1
+            self._push(
+                chunk.link.peer, msg.Pulled(chunk.room.number, chunk.link.life, chunk.number, 0, 0.0, 0.0, "core")
+            )
+        return yes, effects + self._settle(now)
+
+    def chunk_landed(self, chunk: TransferKVChunk, result: ChunkResult, now: float) -> list[Effect]:
+        chunk.link.unread += 1
+        return super().chunk_landed(chunk, result, now)
+
+
+@_mutant("I7 isolation", "pull: prefill says Done when all chunks may be read, not when they have been", pull=True)
+class DoneWhenReadable(PrefillMachine):
+    def chunk_readable(self, chunk: TransferKVChunk, digest: Any, aux_rows: Any, now: float) -> list[Effect]:
+        effects = super().chunk_readable(chunk, digest, aux_rows, now)
+        chunk.room.unfinished -= 1
+        self._check_landed(chunk.room, now)
+        return effects + self._settle(now)
+
+    def _on_pulled(self, peer: Peer, message: msg.Pulled, now: float) -> None:
+        link = peer.rooms.get(message.life)
+        if link is not None:
+            link.room.unfinished += 1
+        super()._on_pulled(peer, message, now)
+
+
+@_mutant(
+    "I3 release", "pull: a chunk of a life that has ended is read into the room that has the number now", pull=True
+)
+class TakesStaleChunks(DecodeMachine):
+    def _on_readable(self, peer: Peer, message: msg.Readable, now: float) -> None:
+        for link in peer.rooms.values():
+            if link.room.number == message.room and link.source_life and not link.room.ended:
+                kept = link.source_life
+                link.source_life = message.source_life
+                super()._on_readable(peer, structs.replace(message, life=link.life), now)
+                link.source_life = kept if link.unread == 0 else message.source_life
+                return
+        super()._on_readable(peer, message, now)
+
+
+@_mutant("I3 release", "pull: a room that has ended goes on reading what it is told of", pull=True)
+class ReadsAfterTheEnd(DecodeMachine):
+    def claim_chunk(self, chunk: TransferKVChunk, now: float) -> tuple[bool, list[Effect]]:
+        if chunk.room.ended:
+            chunk.claimed = True
+            chunk.link.outstanding += 1
+            return True, self._settle(now)
+        return super().claim_chunk(chunk, now)
+
+
+@_mutant(
+    "I3 release",
+    "pull: asked about a lost session, decode says that its reads have ended, though they have not",
+    pull=True,
+)
+class AnswersTooSoon(DecodeMachine):
+    def _is_quiet(self, name: str, session: int) -> bool:
+        return True
+
+
+@_mutant(
+    "I3 release", "pull: in a new session decode says that the old ones are quiescent, though they are not", pull=True
+)
+class ForgetsOldReads(DecodeMachine):
+    def _peer_gone(self, peer: Peer, links: list[RoomLink], now: float) -> None:
+        super()._peer_gone(peer, links, now)
+        self._old.clear()
+
+
+@_mutant("I4 leak", "pull: prefill never asks a decode process that it has lost", pull=True)
+class NeverAsks(PrefillMachine):
+    def _reconcile(self, name: str, now: float) -> None:
+        return
+
+    def _on_session_quiesced(self, peer: Peer, message: msg.SessionQuiesced, now: float) -> None:
+        return
 
 
 # -- I4: nothing outlives its life -------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from kv_core.protocol.decode import DecodeMachine
 from kv_core.protocol.machine import Identity, Machine
 from kv_core.protocol.messages import Introduction
 from kv_core.protocol.prefill import PrefillMachine
+from kv_core.protocol.quiescence import Quiescence
 
 if TYPE_CHECKING:
     from core.tests.simulation.bootstrap import Bootstrap
@@ -68,7 +69,7 @@ class Process:
         self.stalled_at: float | None = None  # since when the transfer thread has stood still
         self.closing = False
         self.handles: list[Handle] = []  # those that may still change
-        self.fenced: dict[str, int] = {}  # instance: generation up to which inbound writes are stopped
+        self.fenced: dict[str, int] = {}  # instance: generation up to which it can write, or read, nothing here
         self._backlog: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = []
         self.late_s = world.rng.choice(LATE_S)
         if self.late_s > LATE_S[0] and world.scenario.net.name != "clean":
@@ -94,9 +95,12 @@ class Process:
         page_size = 16
         if slot.role is Role.DECODE and scenario.stranger == slot.index:
             page_size = 64
-        fields: dict[str, str | int] = {"model": "m", "page_size": page_size, "tp_rank": slot.rank}
+        direction = scenario.direction
+        fields: dict[str, str | int] = {
+            "model": "m", "page_size": page_size, "tp_rank": slot.rank, "direction": direction.value,
+        }  # fmt: skip
         introduction = Introduction(fields, dict(SIZES), b"descriptor", slot.endpoint, slot.name, {"pid": slot.lives})
-        me = Identity(slot.role, "sim", self.name, slot.endpoint, introduction, scenario.can_fence)
+        me = Identity(slot.role, "sim", self.name, slot.endpoint, introduction, scenario.can_fence, direction)
         rules = Rules(scenario.destinations)
         kind = self.world.machines[slot.role]
         return kind(me, self.settings, rules)
@@ -111,6 +115,12 @@ class Process:
     def decode(self) -> DecodeMachine:
         """The machine, if this is a decode process."""
         assert isinstance(self.machine, DecodeMachine)
+        return self.machine
+
+    @property
+    def ledger(self) -> Quiescence:
+        """The machine, as what both sides have in common."""
+        assert isinstance(self.machine, Quiescence)
         return self.machine
 
     @property
@@ -234,9 +244,9 @@ class Process:
             return
         if self.world.scenario.fence_works:
             self.fenced[key.name] = max(key.generation, self.fenced.get(key.name, 0))
-            self.call("fenced", self.decode.on_fenced, key)
+            self.call("fenced", self.ledger.on_fenced, key)
         else:
-            self.call("fence failed", self.decode.on_fence_failed, key)
+            self.call("fence failed", self.ledger.on_fence_failed, key)
 
     def _prove_death(self, effect: fx.ProveDeath) -> None:
         if self.world.scenario.death_provable:
@@ -250,6 +260,6 @@ class Process:
         if process.alive:
             self.world.clock.after(0.5, self._await_death, name)
         elif now > process.died_at + self.world.GRACE_S:
-            self.call("proven dead", self.decode.on_proven_dead, name)
+            self.call("proven dead", self.ledger.on_proven_dead, name)
         else:
             self.world.clock.after(self.world.GRACE_S * 1.01, self._await_death, name)

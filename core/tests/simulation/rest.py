@@ -11,6 +11,7 @@ from kv_core.protocol.lifecycle import Phase
 from kv_core.protocol.machine import Machine
 from kv_core.protocol.peers import PeerPhase
 from kv_core.protocol.prefill import PrefillMachine
+from kv_core.protocol.quiescence import Quiescence
 from kv_core.protocol.rooms import RoomLink
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Inspector:
         """I4."""
         for process in self._world.living():
             self._leaks(process)
+            self._ledger_leaks(process, process.ledger)
             if process.slot.role is Role.PREFILL:
                 self._prefill_leaks(process, process.prefill)
             else:
@@ -143,9 +145,6 @@ class Inspector:
             self._leak(process, "tombstones that nothing will clean")
         if self._world.scenario.rests_long and len(machine._stones):
             self._leak(process, "tombstones after their time")
-        for name, links in machine._old.items():
-            if not any(link.outstanding for link in links):
-                self._leak(process, f"old sessions of {name}")
 
     def _decode_leaks(self, process: Process, machine: DecodeMachine) -> None:
         for addr, node in machine.nodes.items():
@@ -154,6 +153,11 @@ class Inspector:
             kept = any(peer.addr == addr for peer in machine.peers.values())
             if self._world.scenario.rests_long and not kept:
                 self._leak(process, f"node {addr}, which nobody needs")
+
+    def _ledger_leaks(self, process: Process, machine: Quiescence) -> None:
+        for name, old in machine._old.items():
+            if not any(link.outstanding for link in old):
+                self._leak(process, f"old sessions of {name}")
         for name, links in machine._orphans.items():
             if not any(link.exposed and link.room.life in machine.live for link in links):
                 self._leak(process, f"orphans of {name}")
@@ -162,15 +166,15 @@ class Inspector:
         if not links:
             self._leak(process, f"pages of life {life} for which no proof is missing")
         for link in links:
-            if process.slot.role is Role.PREFILL:
+            if process.ledger.moves:
                 moving = sum(m.chunk.link is link for m in process.data.motions)
                 if moving != link.outstanding:
                     self._leak(process, f"{link.outstanding} outstanding chunks of life {life}, but {moving} transfers")
             elif self._proven(process, link):
-                self._leak(process, f"pages of life {life} for which {link.peer.name} can't write any more")
+                self._leak(process, f"pages of life {life} for which {link.peer.name} can't write or read any more")
 
     def _proven(self, process: Process, link: RoomLink) -> bool:
-        """Whether a proof that the link's writes have ended could be had, as the world really is."""
+        """Whether a proof that what moves through the link has ended could be had, as the world really is."""
         writer, scenario = self._world.processes[link.peer.name], self._world.scenario
         if scenario.can_fence and scenario.fence_works and link.peer.phase is PeerPhase.GONE:
             return True

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from core.tests.simulation.memory import LAYERS
 from kv_core.contract.config import MAX_ROOM, TransferConfig
-from kv_core.contract.enums import DigestMode, KVPoll
+from kv_core.contract.enums import DigestMode, Direction, KVPoll
 
 BASE = {
     "bootstrap_timeout_s": 6.0, "waiting_timeout_s": 5.0, "transferring_timeout_s": 4.0, "draining_timeout_s": 1.0,
@@ -139,6 +139,7 @@ class Scenario:
     requests: list[Request]
     faults: list[Fault]
     stranger: int | None  # this decode process is configured differently
+    direction: Direction = Direction.WRITE
 
 
 def draw(rng: random.Random) -> Scenario:

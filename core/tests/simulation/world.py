@@ -18,7 +18,7 @@ from core.tests.simulation.network import Network
 from core.tests.simulation.processes import Process, Slot
 from core.tests.simulation.rest import Inspector
 from core.tests.simulation.scenario import BOUND_S, Fault, Request, draw
-from kv_core.contract.enums import Role
+from kv_core.contract.enums import Direction, Role
 from kv_core.protocol.decode import DecodeMachine
 from kv_core.protocol.effects import Effect
 from kv_core.protocol.machine import Machine
@@ -29,6 +29,11 @@ from kv_core.protocol.rooms import Room
 MAX_EVENTS = 60_000
 MAX_TRAFFIC = 8
 """Data packets in the last seconds of rest: nobody has anything to say then."""
+
+
+def direction_of(seed: int) -> Direction:
+    """Odd seeds pull."""
+    return Direction.READ if seed % 2 else Direction.WRITE
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class World:
         self.trace: list[str] | None = [] if traced else None
         self.clock = Clock()
         self.scenario = draw(self.rng)
+        self.scenario.direction = direction_of(seed)
         self.codec = Codec(1 << 20) if self.scenario.codec else None
         self.processes: dict[str, Process] = {}
         self.handle_of: dict[tuple[str, int], Handle] = {}
