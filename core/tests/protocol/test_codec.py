@@ -35,11 +35,13 @@ MESSAGES: list[msg.Message] = [
     msg.Abort(1, 2, FAILURE), msg.Concluded(1, 2, None), msg.Concluded(1, 2, FAILURE), msg.Lease([1, 2, 2**63 - 1]),
     msg.Bound(1, 2, 3), msg.Bound(1, 2, 3, TRACE),
     msg.Done(1, 2, 3, 4, 5, 0.25, "engine", 6, [msg.ChunkDigest(0, 4, 0, 2, {"s": (0, 1)}, True, 2**64 - 1)], [b"row"]),
-    msg.Failed(1, 2, FAILURE, True), msg.Quiesced(1, 2), msg.SessionQuiesced(9),
+    msg.Readable(1, 2, 3, 0, 0, INDICES), msg.Readable(1, 2, 3, 4, 5, INDICES, (0, 3), {"mamba": (2, INDICES)}, 7),
+    msg.Pulled(1, 2, 4, 4096, 0.25, 0.5, "engine"), msg.Failed(1, 2, FAILURE, True), msg.Quiesced(1, 2), msg.SessionQuiesced(9),
 ]  # fmt: skip
 PACKETS: list[msg.Packet] = [
     msg.Hello(**HEAD, introduction=INTRODUCTION, rooms=[0, 2**63 - 1]), msg.Welcome(**HEAD, introduction=INTRODUCTION),
-    msg.Refuse(**HEAD, failure=FAILURE), msg.Reset(**HEAD, about="c"), msg.Bye(**HEAD, quiescent=True),
+    msg.Refuse(**HEAD, failure=FAILURE), msg.Reset(**HEAD, about="c"), msg.Reset(**HEAD, about="c", quiescent=True),
+    msg.Bye(**HEAD, quiescent=True),
     msg.Ping(**HEAD, number=1, ack=2, endpoint="tcp://h:1"), msg.Pong(**HEAD, number=1, ack=2, stalled_s=0.5),
     msg.Data(**HEAD, seq=1, ack=0, messages=MESSAGES), msg.Data(**HEAD, seq=0, ack=7, messages=[]),
 ]  # fmt: skip

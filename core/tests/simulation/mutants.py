@@ -264,11 +264,10 @@ class DoneWhenReadable(PrefillMachine):
 class TakesStaleChunks(DecodeMachine):
     def _on_readable(self, peer: Peer, message: msg.Readable, now: float) -> None:
         for link in peer.rooms.values():
-            if link.room.number == message.room and link.source_life and not link.room.ended:
-                kept = link.source_life
-                link.source_life = message.source_life
+            if link.room.number == message.room and link.room.offer is not None and not link.room.ended:
+                kept, link.source_life = link.source_life, message.source_life
                 super()._on_readable(peer, structs.replace(message, life=link.life), now)
-                link.source_life = kept if link.unread == 0 else message.source_life
+                link.source_life = kept or message.source_life
                 return
         super()._on_readable(peer, message, now)
 

@@ -22,7 +22,7 @@ def _preflight() -> None:
 @hookimpl
 def kv_backend() -> BackendRecord:
     """NIXL, as a backend. It moves CUDA memory where there is a CUDA device."""
-    capabilities = {Capability.WRITE, Capability.AUX, Capability.STATE, Capability.ENGINE_LATENCY}
+    capabilities = {Capability.WRITE, Capability.READ, Capability.AUX, Capability.STATE, Capability.ENGINE_LATENCY}
     if (
         may_have_cuda()
     ):  # elsewhere a pool of CUDA memory is refused for what it is, and not by what NIXL says of an address

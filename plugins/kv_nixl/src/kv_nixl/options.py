@@ -59,7 +59,7 @@ class NixlOptions(msgspec.Struct, frozen=True):
         return POOL_THREADS if initiator and self.backend == "UCX" and host.startswith(LOOPBACK) and copies else 0
 
     def progress_delay(self, *, initiator: bool) -> int:
-        """Longest sleep of NIXL's progress thread in microseconds, 0 for none. "auto": on the side that is written to,
+        """Longest sleep of NIXL's progress thread in microseconds, 0 for none. "auto": on the side that posts nothing,
         where nobody else drives the engine.
         """
         if isinstance(self.progress_delay_us, int):

@@ -9,6 +9,8 @@
   queued go on while anybody drives the worker. Releasing the handle stops none of them (all of them landed), nor does
   removing the remote agent; asking again only gets the same error. NIXL has no flush of its own, and one posted now would
   go over another endpoint than the failed one. So nothing that NIXL does or says proves quiescence.
+* A read (pull) is DONE when its bytes are here. A failed one is as bad as a failed write: what the peer had sent may lie in a
+  socket here, and land when the worker is driven. So core lets the worker be driven for a while after the peer's end.
 * So a failed transfer stays unproven here. Core settles it once the peer's process has provably ended, for then the memory
   that could be hit is gone with it; elsewhere it quarantines the pages. A transfer to a stopped process stays PENDING over
   TCP, and goes on when the process does.
@@ -26,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from kv_core import Direction, NotSupported, Region, Role, ThreadingModel, TransferState, TransportError, parse_options
+from kv_core import Direction, Region, Role, ThreadingModel, TransferState, TransportError, parse_options
 from kv_core.contract.transport import (
     PeerKey,
     Prepared,
@@ -84,11 +86,10 @@ class NixlTransport(Transport):
 
     def __init__(self, context: TransportContext) -> None:
         super().__init__(context)
-        if context.direction is Direction.READ:
-            raise NotSupported("reading from a peer (pull)", "read")
         options = parse_options(NixlOptions, context.config.options, backend="nixl")
         self._options = options
-        self._initiator = context.role is Role.PREFILL
+        reads = context.direction is Direction.READ
+        self._initiator = (context.role is Role.DECODE) is reads
         self._bell = threading.Lock()  # taken: nobody rang
         self._bell.acquire()
         self._engine = Engine(
@@ -99,6 +100,7 @@ class NixlTransport(Transport):
         )
         self._agent = self._engine.agent
         lib = self._engine.lib
+        self._operation = lib.NIXL_READ if reads else lib.NIXL_WRITE
         self._success, self._in_progress = lib.NIXL_SUCCESS, lib.NIXL_IN_PROG
         self._memory = RegisteredMemory(self._engine)
         self._place = describe_place()
@@ -278,7 +280,7 @@ class NixlTransport(Transport):
         if remote.pending:
             raise TransportError(
                 f"the connection to peer {remote.name[:8]} failed, and {len(remote.pending)} transfers over it have not "
-                "ended yet: nothing is sent before they have",
+                "ended yet: nothing is moved before they have",
                 quiescent=True,
             )
         self._unload(remote)
@@ -292,20 +294,20 @@ class NixlTransport(Transport):
             if prepared.lists:
                 for kinds, (mine, theirs) in prepared.geometry.indices(batch).items():
                     local, far = prepared.lists[kinds]
-                    handles.append(agent.makeXferReq(lib.NIXL_WRITE, local, mine, far, theirs, b"", []))
+                    handles.append(agent.makeXferReq(self._operation, local, mine, far, theirs, b"", []))
             else:
                 for kinds, rows in prepared.geometry.addresses(batch).items():
                     here, there = (
                         lib.nixlXferDList(self._engine.segments[kind], side)
                         for kind, side in zip(kinds, rows, strict=True)
                     )
-                    handles.append(agent.createXferReq(lib.NIXL_WRITE, here, there, remote.name, b"", []))
+                    handles.append(agent.createXferReq(self._operation, here, there, remote.name, b"", []))
         except self._engine.errors as error:
             for handle in handles:
                 agent.releaseXferReq(handle)
             remote.broken = True
             raise TransportError(
-                f"NIXL refused the transfer, nothing was sent: {_said(error)}", quiescent=True
+                f"NIXL refused the transfer, nothing was moved: {_said(error)}", quiescent=True
             ) from error
         self._handles.update(handles)
         return handles
@@ -315,7 +317,7 @@ class NixlTransport(Transport):
             try:
                 status = self._agent.postXferReq(handle, b"")
             except self._engine.errors as error:
-                self._fail(transfer, f"NIXL failed to send to peer {transfer.peer.name[:8]}: {_said(error)}")
+                self._fail(transfer, f"NIXL failed to reach peer {transfer.peer.name[:8]}: {_said(error)}")
                 return
             if status != self._success:
                 transfer.waiting.append(handle)
