@@ -11,7 +11,7 @@ import pytest
 
 from kv_core import DigestMode, FailureCode, FailureStage, KVPoll
 from tests.support.memory import Shape
-from tests.support.pair import QUICK, Pair, assert_failed, assert_success
+from tests.support.pair import DEFAULTS, QUICK, Pair, assert_failed, assert_success
 from tests.support.waiting import wait_until
 
 SHAPE = Shape(pages=32, layers=2, page_bytes=512)
@@ -19,9 +19,17 @@ CONFIG = QUICK | {"bootstrap_timeout_s": 20.0, "waiting_timeout_s": 20.0, "trans
 HOLD_S = 0.25
 
 
+@pytest.fixture(autouse=True, params=["write", "read"])
+def direction(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who moves the bytes."""
+    monkeypatch.setitem(DEFAULTS, "direction", request.param)
+    return str(request.param)
+
+
 def faulty(*faults: dict[str, Any], **config: Any) -> Pair:
-    """A pair whose prefill side's transport has these faults."""
-    return Pair(SHAPE, config=CONFIG | config, prefill={"options": {"faults": list(faults), "seed": 7}})
+    """A pair of which the side that moves the bytes has these faults in its transport."""
+    side = "prefill" if DEFAULTS["direction"] == "write" else "decode"
+    return Pair(SHAPE, config=CONFIG | config, **{side: {"options": {"faults": list(faults), "seed": 7}}})
 
 
 def wait_for(handle: Any, state: KVPoll) -> None:
@@ -160,17 +168,19 @@ def test_a_late_write_lands_before_the_pages_are_given_back():
         pair.at_rest()
 
 
-def test_quarantined_pages_are_named_with_the_proof_that_is_missing():
+def test_quarantined_pages_are_named_with_the_proof_that_is_missing(direction: str):
     with faulty({"kind": "late_write", "nth": 1, "seconds": 0.8}) as pair:
         receiver, sender = pair.receiver(1000), pair.sender(1000, [5, 6])
         receiver.send_metadata([15, 16])
         sender.send([5, 6])
         assert_failed(receiver)
         receiver.clear()
-        [entry] = pair.decode.snapshot()["quarantined"]
+        assert_failed(sender)
+        moves, waits = (pair.prefill, pair.decode) if direction == "write" else (pair.decode, pair.prefill)
+        [entry] = waits.snapshot()["quarantined"]
         assert (entry["room"], entry["pages"]) == (1000, 2)
-        assert "has not acknowledged that its writes have ended" in entry["missing"][0]
-        [entry] = pair.prefill.snapshot()["quarantined"]
+        assert f"has not acknowledged that its {direction}s have ended" in entry["missing"][0]
+        [entry] = moves.snapshot()["quarantined"]
         assert "not quiescent" in entry["missing"][0]
         wait_until(lambda: sender.is_release_safe() and receiver.is_release_safe(), "proof")
         assert pair.decode.snapshot()["quarantined"] == pair.prefill.snapshot()["quarantined"] == []

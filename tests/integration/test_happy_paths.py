@@ -16,9 +16,9 @@ from tests.support.waiting import wait_until
 SHAPE = Shape(pages=128, layers=4, page_bytes=192, aux_rows=8, states={"mamba": (32, 640), "window": (64, 128)})
 
 
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
-    with Pair(SHAPE) as pair:
+@pytest.fixture(scope="module", params=["write", "read"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    with Pair(SHAPE, config={"direction": request.param}) as pair:
         yield pair
 
 

@@ -13,7 +13,7 @@ import pytest
 from kv_core import BootstrapServer
 from tests.support.memory import Shape
 from tests.support.orders import Order
-from tests.support.pair import at_rest
+from tests.support.pair import DEFAULTS, at_rest
 from tests.support.rank import RankProcess
 from tests.support.waiting import wait_until
 
@@ -23,15 +23,21 @@ DELAYED = {"options": {"faults": [{"kind": "hold", "every": 1, "seconds": 60.0}]
 """Transfers that stay in the middle of their way until something happens."""
 
 
+@pytest.fixture(autouse=True, params=["write", "read"])
+def direction(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who moves the bytes."""
+    monkeypatch.setitem(DEFAULTS, "direction", request.param)
+    return str(request.param)
+
+
 @contextmanager
-def two_processes(
-    prefill: dict[str, Any] | None = None, **config: Any
-) -> Iterator[tuple[RankProcess, RankProcess, str]]:
-    """Prefill, decode, and the bootstrap server's address."""
+def two_processes(mover: dict[str, Any] | None = None, **config: Any) -> Iterator[tuple[RankProcess, RankProcess, str]]:
+    """Prefill, decode, and the bootstrap server's address. ``mover``: settings of the side that moves the bytes."""
     with BootstrapServer(port=0) as server, RankProcess("prefill") as source, RankProcess("decode") as target:
-        common = QUICK | config
-        source.start(SHAPE, config=common | {"bootstrap_addr": server.address} | (prefill or {}))
-        target.start(SHAPE, config=common)
+        common = DEFAULTS | QUICK | config
+        pushes = DEFAULTS["direction"] == "write"
+        source.start(SHAPE, config=common | {"bootstrap_addr": server.address} | ((pushes and mover) or {}))
+        target.start(SHAPE, config=common | ((not pushes and mover) or {}))
         yield source, target, server.address
 
 
@@ -122,7 +128,7 @@ def test_a_peer_that_is_restarted_on_the_same_port(victim: str):
         dead = source if victim == "prefill" else target
         dead.kill()
         with RankProcess(victim) as again:
-            config = QUICK | {"control_port": dead.port}
+            config = DEFAULTS | QUICK | {"control_port": dead.port}
             again.start(SHAPE, config=config | ({"bootstrap_addr": addr} if victim == "prefill" else {}))
             assert again.port == dead.port
             pair = (again, target) if victim == "prefill" else (source, again)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 BACKEND = "fake"
+DEFAULTS: dict[str, Any] = {}
+"""Settings of both managers, where a test says nothing else: what its module is run with."""
 OTHERS: dict[str, Any] = {}
 """Backends that are not installed, by the names under which tests find them."""
 SEED = 20_240_601
@@ -66,7 +68,7 @@ class Pair:
         self.target = RankMemory(decode_shape or shape or Shape())
         self._stack = ExitStack()
         self._rooms = iter(range(1, 1 << 62))
-        common = dict(config or {})
+        common = DEFAULTS | dict(config or {})
         with ExitStack() as undo:
             self.server = undo.enter_context(BootstrapServer(port=0))
             self.addr = self.server.address
