@@ -11,7 +11,7 @@ import numpy as np
 from core.tests.simulation.memory import SIZES
 from core.tests.simulation.rules import Rules
 from kv_core.contract.config import TransferConfig
-from kv_core.contract.enums import Role
+from kv_core.contract.enums import Direction, Role
 from kv_core.contract.records import RoomEvent, RoomEventKind
 from kv_core.protocol import effects as fx
 from kv_core.protocol import messages as msg
@@ -35,12 +35,14 @@ def pages(*items: int) -> Any:
     return np.array(items, np.uint64)
 
 
-def identity(role: Role, name: str, *, can_fence: bool = False, **fields: str | int) -> Identity:
+def identity(
+    role: Role, name: str, *, can_fence: bool = False, direction: Direction = Direction.WRITE, **fields: str | int
+) -> Identity:
     """Who a machine is; ``name`` is its instance id and its place."""
-    told: dict[str, str | int] = {"model": "m", "page_size": 16, **fields}
+    told: dict[str, str | int] = {"model": "m", "page_size": 16, "direction": direction.value, **fields}
     endpoint = f"tcp://{name.partition('.')[0]}:7000"
     introduction = msg.Introduction(told, dict(SIZES), b"descriptor", endpoint, name, {"pid": 1})
-    return Identity(role, "test", name, endpoint, introduction, can_fence)
+    return Identity(role, "test", name, endpoint, introduction, can_fence, direction)
 
 
 class Rank:
@@ -123,6 +125,12 @@ class Rank:
         """Take the next chunk from the queue; None if it may not be posted."""
         chunk = self.chunks.popleft()
         return chunk if self.do(self.machine.claim_chunk, chunk) else None
+
+    def show(self, chunk: TransferKVChunk | None = None, digest: Any = None, rows: tuple[bytes, ...] = ()) -> None:
+        """Pull: the next chunk's source is complete, decode may read it."""
+        chunk = chunk or self.claim()
+        assert chunk is not None, "the machine did not let the chunk go"
+        self.do(self.machine.chunk_readable, chunk, digest, rows)
 
     def land(self, chunk: TransferKVChunk | None = None, **result: Any) -> None:
         """The next chunk is posted and lands."""

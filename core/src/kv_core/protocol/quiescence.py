@@ -110,6 +110,9 @@ class Quiescence(Machine):
             self._push(peer, msg.SessionQuiesced(peer.session - 1))
 
     def _is_quiet(self, name: str, session: int) -> bool:
+        # For decode alone: it mints the sessions, so that one which has ended here can never begin once more.
+        if not (self.moves and self.me.direction is Direction.READ):
+            return False
         return not any(link.peer.session <= session for link in self._old.get(name, ()))
 
     # -- who is moved on -------------------------------------------------------------------------------------------
