@@ -28,8 +28,10 @@ def direction(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 def faulty(*faults: dict[str, Any], **config: Any) -> Pair:
     """A pair of which the side that moves the bytes has these faults in its transport."""
-    side = "prefill" if DEFAULTS["direction"] == "write" else "decode"
-    return Pair(SHAPE, config=CONFIG | config, **{side: {"options": {"faults": list(faults), "seed": 7}}})
+    script = {"options": {"faults": list(faults), "seed": 7}}
+    if DEFAULTS["direction"] == "write":
+        return Pair(SHAPE, config=CONFIG | config, prefill=script)
+    return Pair(SHAPE, config=CONFIG | config, decode=script)
 
 
 def wait_for(handle: Any, state: KVPoll) -> None:

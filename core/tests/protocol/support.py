@@ -17,7 +17,8 @@ from kv_core.protocol import effects as fx
 from kv_core.protocol import messages as msg
 from kv_core.protocol.chunks import ChunkResult, TransferKVChunk
 from kv_core.protocol.decode import DecodeMachine
-from kv_core.protocol.machine import Identity, Machine
+from kv_core.protocol.identity import Identity
+from kv_core.protocol.machine import Machine
 from kv_core.protocol.nodes import RankAddress, Route
 from kv_core.protocol.prefill import PrefillMachine
 from kv_core.protocol.rooms import Offer, Room

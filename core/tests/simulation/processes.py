@@ -13,7 +13,8 @@ from core.tests.simulation.rules import Rules
 from kv_core.contract.enums import Role
 from kv_core.protocol import effects as fx
 from kv_core.protocol.decode import DecodeMachine
-from kv_core.protocol.machine import Identity, Machine
+from kv_core.protocol.identity import Identity
+from kv_core.protocol.machine import Machine
 from kv_core.protocol.messages import Introduction
 from kv_core.protocol.prefill import PrefillMachine
 from kv_core.protocol.quiescence import Quiescence

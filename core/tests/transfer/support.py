@@ -35,6 +35,7 @@ from kv_core.protocol.chunks import ChunkResult, TransferKVChunk
 from kv_core.protocol.effects import AddPeer, SubmitChunk
 from kv_core.protocol.lifecycle import Phase
 from kv_core.protocol.liveness import PeerLiveness
+from kv_core.protocol.messages import ChunkDigest
 from kv_core.protocol.peers import Peer
 from kv_core.protocol.rooms import Room, RoomLink
 from kv_core.runtime.rules import Pair, Place
@@ -309,6 +310,11 @@ class RecordingSink:
         chunk.claimed = True
         self.claimed[id(chunk)] = chunk
         return True
+
+    def readable(self, chunk: TransferKVChunk, digest: ChunkDigest | None, aux_rows: tuple[bytes, ...]) -> None:
+        """Once for each claimed chunk, where the peer moves the bytes."""
+        self._settle(chunk)
+        self.events.append(("readable", chunk, (digest, aux_rows)))
 
     def landed(self, chunk: TransferKVChunk, result: ChunkResult) -> None:
         """Once for each claimed chunk."""

@@ -17,9 +17,10 @@ from kv_core.protocol.chunks import ChunkResult, TransferKVChunk
 from kv_core.protocol.discovery import Discovery
 from kv_core.protocol.effects import AddPeer, Effect, SubmitChunk, VerifyDigests
 from kv_core.protocol.handshake import Difference, LayoutRules, refusal
+from kv_core.protocol.identity import Identity
 from kv_core.protocol.lifecycle import Action, Event, Phase
-from kv_core.protocol.machine import Identity
 from kv_core.protocol.peers import Peer, PeerPhase
+from kv_core.protocol.pulling import chunk_of
 from kv_core.protocol.rooms import Offer, Room, RoomLink
 
 
@@ -206,7 +207,7 @@ class DecodeMachine(Discovery):
             self._invalid(room, f"prefill named pages that can't be read: {problem}", now, Side.PREFILL)
             return
         link.unread += 1
-        self._effects.append(SubmitChunk(_chunk_of(link, message)))
+        self._effects.append(SubmitChunk(chunk_of(link, message)))
 
     def _unreadable(self, link: RoomLink, message: msg.Readable) -> str | None:
         room, layout, most = link.room, link.peer.layout, self.settings.max_indices
@@ -410,21 +411,3 @@ class DecodeMachine(Discovery):
 
     def _pages(self, room: Room) -> int:
         return 0 if room.offer is None else int(room.offer.kv.size)
-
-
-def _chunk_of(link: RoomLink, message: msg.Readable) -> TransferKVChunk:
-    """The chunk as this side reads it: what the room offered is the local side. All of it has been checked."""
-    offer = link.room.offer
-    assert offer is not None, "a bound room has an offer"
-    states = {}
-    for pool, (start, items) in message.states.items():
-        theirs = items.array()
-        states[pool] = (start, offer.states[pool][start : start + theirs.size], theirs)
-    aux = None
-    if message.aux_index is not None and offer.aux_index is not None:
-        aux = (offer.aux_index, message.aux_index)
-    return TransferKVChunk(
-        link.room, link, link.peer.key, message.start, offer.kv, message.kv.array(),
-        None if message.layers is None else range(*message.layers), states, aux, number=message.number,
-        prefix=offer.decode_prefix_len, pulled=True,
-    )  # fmt: skip

@@ -11,9 +11,9 @@ from kv_core.contract.moments import LINKED, TROUBLE
 from kv_core.protocol import messages as msg
 from kv_core.protocol.effects import Disconnect, Effect, Resolve, Unwatch, Watch
 from kv_core.protocol.handshake import LayoutRules, refusal
+from kv_core.protocol.identity import Identity
 from kv_core.protocol.lifecycle import Event, Phase
 from kv_core.protocol.liveness import PeerLiveness
-from kv_core.protocol.machine import Identity
 from kv_core.protocol.nodes import FIRST_RETRY_S, MAX_RETRY_S, Node, ProbeResult, Ranks, Route, RouteError
 from kv_core.protocol.peers import Peer, PeerPhase, Regret
 from kv_core.protocol.quiescence import Quiescence

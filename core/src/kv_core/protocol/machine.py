@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from kv_core.contract.config import TransferConfig
-from kv_core.contract.enums import Direction, FailureCode, FailureStage, Liveness, Role, Side
+from kv_core.contract.enums import FailureCode, FailureStage, Liveness, Role, Side
 from kv_core.contract.failures import Failure
 from kv_core.contract.moments import FAILED, OPENED, PHASE, RELEASED
 from kv_core.contract.records import PeerEvent, RoomEventKind
@@ -24,6 +24,7 @@ from kv_core.protocol import messages as msg
 from kv_core.protocol.effects import Disconnect, Effect, RemovePeer, SendPacket, TellPeer, TellRoom
 from kv_core.protocol.handshake import LayoutRules
 from kv_core.protocol.history import FlightRecord, History
+from kv_core.protocol.identity import Identity
 from kv_core.protocol.lifecycle import DECODE, PREFILL, STAGE, Action, Event, Phase
 from kv_core.protocol.link import BURST_BYTES, ReliableLink
 from kv_core.protocol.liveness import PeerLiveness
@@ -36,29 +37,6 @@ from kv_core.protocol.timers import Timers
 MAX_LIVES_PER_LEASE = 8_192
 ENDPOINT = re.compile(r"tcp://(\[[0-9a-fA-F:.%a-z]+\]|[A-Za-z0-9_.-]+):([1-9][0-9]{0,4})")
 """What a peer may give as its address: we connect to it."""
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Who this manager is: role, backend, instance id, control endpoint, and what it tells in a handshake."""
-
-    role: Role
-    backend: str
-    instance_id: str
-    endpoint: str
-    introduction: msg.Introduction
-    can_fence: bool = False
-    direction: Direction = Direction.WRITE
-
-    @property
-    def moves(self) -> bool:
-        """Whether this side moves the bytes: prefill that writes, decode that reads."""
-        return (self.role is Role.PREFILL) is (self.direction is Direction.WRITE)
-
-    @property
-    def label(self) -> str:
-        """For texts: role, ranks and the beginning of the instance id."""
-        return f"{self.introduction.label or self.role.value} ({self.instance_id[:8]})"
 
 
 class Machine:

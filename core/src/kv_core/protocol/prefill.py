@@ -17,10 +17,11 @@ from kv_core.protocol import messages as msg
 from kv_core.protocol.chunks import ChunkResult, TransferKVChunk
 from kv_core.protocol.effects import Effect, SubmitChunk
 from kv_core.protocol.handshake import LayoutRules
+from kv_core.protocol.identity import Identity
 from kv_core.protocol.inbox import Early, Inbox, Stone, Tombstones
 from kv_core.protocol.lifecycle import Action, Event, Phase
-from kv_core.protocol.machine import Identity
 from kv_core.protocol.peers import Peer, PeerPhase
+from kv_core.protocol.pulling import readable
 from kv_core.protocol.reception import Reception
 from kv_core.protocol.rooms import U64, PendingChunk, Room, RoomLink
 
@@ -164,7 +165,7 @@ class PrefillMachine(Reception):
         most = self.settings.max_indices
         if chunk.start + chunk.local.size > most or any(local.size > most for _, local, _ in chunk.states.values()):
             return f"{chunk.start + chunk.local.size} pages, TransferConfig.max_indices is {most}"
-        return self._too_long(_readable(room, chunk.link.life, chunk))
+        return self._too_long(readable(room, chunk.link.life, chunk))
 
     @staticmethod
     def _misfit(room: Room, chunk: PendingChunk) -> str | None:
@@ -212,7 +213,7 @@ class PrefillMachine(Reception):
             room.nbytes += sum(map(len, aux_rows))
             link.reading[chunk.number] = chunk
             link.exposed = True
-            self._push(link.peer, _readable(room, link.life, chunk, by_message=bool(aux_rows)))
+            self._push(link.peer, readable(room, link.life, chunk, by_message=bool(aux_rows)))
         self._one_quiescent(link, now)
         return self._settle(now)
 
@@ -583,13 +584,3 @@ def _taken(room: Room, label: str) -> Failure:
         FailureStage.QUEUED, FailureCode.DUPLICATE_ROOM,
         f"room {room.number} is taken by another decode rank: bootstrap_room must be unique", Side.DECODE, False, label,
     )  # fmt: skip
-
-
-def _readable(room: Room, life: int, chunk: TransferKVChunk, *, by_message: bool = False) -> msg.Readable:
-    """A chunk as decode is told of it. ``by_message``: its auxiliary row goes with the end of the room."""
-    layers = None if chunk.layers is None else (chunk.layers.start, chunk.layers.stop)
-    states = {pool: (start, msg.WireIndices.of(local)) for pool, (start, local, _) in chunk.states.items()}
-    aux = None if chunk.aux is None or by_message else chunk.aux[0]
-    return msg.Readable(
-        room.number, life, room.life, chunk.number, chunk.start, msg.WireIndices.of(chunk.local), layers, states, aux
-    )

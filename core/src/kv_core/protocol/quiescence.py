@@ -18,7 +18,8 @@ from kv_core.protocol import messages as msg
 from kv_core.protocol.chunks import TransferKVChunk
 from kv_core.protocol.effects import Effect, FencePeer, ProveDeath
 from kv_core.protocol.handshake import LayoutRules, PeerLayout
-from kv_core.protocol.machine import Identity, Machine
+from kv_core.protocol.identity import Identity
+from kv_core.protocol.machine import Machine
 from kv_core.protocol.peers import Peer, PeerPhase
 from kv_core.protocol.rooms import U64, Room, RoomLink
 

@@ -10,7 +10,8 @@ from kv_core.contract.failures import Failure, MessageError
 from kv_core.protocol import messages as msg
 from kv_core.protocol.effects import AddPeer, Disconnect, SendPacket
 from kv_core.protocol.handshake import Difference, LayoutRules, PeerLayout, refusal
-from kv_core.protocol.machine import ENDPOINT, Identity
+from kv_core.protocol.identity import Identity
+from kv_core.protocol.machine import ENDPOINT
 from kv_core.protocol.peers import Peer
 from kv_core.protocol.quiescence import Quiescence
 from kv_core.protocol.rooms import RoomLink

@@ -10,7 +10,7 @@ from kv_core.protocol.lifecycle import POLL
 from kv_core.protocol.rooms import Room
 
 if TYPE_CHECKING:
-    from kv_core.protocol.machine import Identity
+    from kv_core.protocol.identity import Identity
 
 
 def room_event(me: Identity, room: Room, kind: RoomEventKind, now: float) -> RoomEvent:

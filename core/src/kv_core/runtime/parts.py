@@ -20,7 +20,7 @@ from kv_core.contract.records import BackendRecord
 from kv_core.contract.transport import Transport, TransportContext
 from kv_core.protocol.decode import DecodeMachine
 from kv_core.protocol.handshake import fields_of
-from kv_core.protocol.machine import Identity
+from kv_core.protocol.identity import Identity
 from kv_core.protocol.messages import PROTOCOL_VERSION, Codec, Introduction
 from kv_core.protocol.nodes import ProbeResult
 from kv_core.protocol.prefill import PrefillMachine

@@ -9,6 +9,7 @@ import selectors
 import socket
 from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 
@@ -57,8 +58,10 @@ class SoftwareNic(Transport):
         self._memory = RegisteredMemory()
         self._nic = Nic(self._memory, self._logger, Purpose.READ if self._reads else Purpose.DATA)
         self._nic.open(context.config.host)
-        self._peers: dict[PeerKey, Outbound | Puller] = {}
-        self._removed: list[Outbound | Puller] = []
+        self._peers: dict[
+            PeerKey, Any
+        ] = {}  # each is an Outbound; in a NIC that reads, a Puller, which has the same face
+        self._removed: list[Any] = []
         self._numbers = itertools.count(1)
         self._connections = itertools.count(1)  # over all peers and generations: a later one never has a lower number
         self._selector = selectors.DefaultSelector()
@@ -66,7 +69,7 @@ class SoftwareNic(Transport):
         self._bell.setblocking(False)
         self._ringer.setblocking(False)
         self._selector.register(self._bell, selectors.EVENT_READ)
-        self._watched: dict[Outbound | Puller, socket.socket] = {}
+        self._watched: dict[Any, socket.socket] = {}
         self._dead: SimpleQueue[socket.socket] = SimpleQueue()
         self._looked = False
         self._closed = False
