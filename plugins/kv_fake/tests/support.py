@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kv_core import KVArgs, Pool, Role, TransferConfig, TransferState
+from kv_core import Direction, KVArgs, Pool, Role, TransferConfig, TransferState
 from kv_core.contract.transport import PeerKey, Prepared, Transfer, TransferProgress, TransportContext
 from kv_core.layout import Batch, MemoryLayout, make_batch, plan_transfer
 from kv_fake import FakeTransport
@@ -31,7 +31,7 @@ class End:
 
     def __init__(
         self, role: Role, *, buffers: int = 4, items: int = 64, item_len: int = 4096, fill: int | None = None,
-        seed: int = 0, faults: Sequence[Any] = (),
+        seed: int = 0, faults: Sequence[Any] = (), direction: Direction = Direction.WRITE,
     ) -> None:  # fmt: skip
         if fill is None:
             self.pages = np.random.default_rng(seed).integers(1, 255, (buffers, items, item_len), np.uint8)
@@ -42,7 +42,7 @@ class End:
         self.layout = MemoryLayout.of(self.args)
         self.name = uuid.uuid4().hex
         config = TransferConfig(options={"faults": list(faults), "seed": seed})
-        self.transport = FakeTransport(TransportContext(role, self.name, config))
+        self.transport = FakeTransport(TransportContext(role, self.name, config, direction))
         try:
             self.transport.register_memory(self.layout.regions())
         except BaseException:
@@ -69,7 +69,7 @@ class End:
         return self.transport.local_descriptor()
 
     def write(self, prepared: Prepared, local: npt.ArrayLike, remote: npt.ArrayLike) -> FakeTransfer:
-        """Submit these pages."""
+        """Submit these pages; an end that reads, reads them."""
         return self.transport.submit(prepared, batch_of(prepared, local, remote))
 
     def finish(self, *transfers: Transfer) -> list[TransferProgress]:

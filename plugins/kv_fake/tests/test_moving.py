@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kv_core import Direction, NotSupported, Role, TransferConfig, TransferState, TransportError
-from kv_core.contract.transport import PeerKey, TransportContext
-from kv_fake import FakeTransport
+from kv_core import Role, TransferState, TransportError
+from kv_core.contract.transport import PeerKey
 from plugins.kv_fake.tests.support import POISON, End, RemoteEnd, batch_of, states
 
 DONE, FAILED = TransferState.DONE, TransferState.FAILED
@@ -62,11 +61,6 @@ def test_an_empty_batch_is_done_at_once():
     with End(Role.PREFILL) as source, End(Role.DECODE, fill=POISON) as target:
         transfer = source.transport.submit(source.meet(target), batch_of(source.meet(target), [], []))
         assert states(list(source.transport.progress([transfer]))) == [DONE]
-
-
-def test_reading_is_not_offered():
-    with pytest.raises(NotSupported, match=r"reading from a peer \(pull\)"):
-        FakeTransport(TransportContext(Role.DECODE, "me", TransferConfig(), Direction.READ))
 
 
 def test_segments_outside_registered_memory_are_refused_and_nothing_is_written():

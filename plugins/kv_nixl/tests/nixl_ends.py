@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kv_core import KVArgs, Pool, Role, TransferConfig
+from kv_core import Direction, KVArgs, Pool, Role, TransferConfig
 from kv_core.contract.transport import PeerKey, Transfer, TransferProgress, TransportContext
 from kv_core.layout import Batch, MemoryLayout, make_batch, plan_transfer
 from kv_nixl import NixlTransport
@@ -62,12 +62,15 @@ class End:
         seed: int | None = 1,
         name: str | None = None,
         options: Mapping[str, object] | None = None,
+        direction: Direction = Direction.WRITE,
     ) -> None:
         self.memory = Memory(shapes or {"kv": (4, 64, 4096)}, seed)
         self.arrays = self.memory.arrays
         self.layout = self.memory.layout
         self.name = name or uuid.uuid4().hex
-        self.transport = NixlTransport(TransportContext(role, self.name, TransferConfig(options=options or {})))
+        self.transport = NixlTransport(
+            TransportContext(role, self.name, TransferConfig(options=options or {}), direction)
+        )
         try:
             self.transport.register_memory(self.layout.regions())
         except BaseException:

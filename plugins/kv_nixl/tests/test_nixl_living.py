@@ -12,16 +12,12 @@ import pytest
 from kv_core import (
     BackendLoadError,
     Capability,
-    Direction,
     InvalidConfig,
-    NotSupported,
     Role,
-    TransferConfig,
     load_backend,
     parse_options,
 )
-from kv_core.contract.transport import TransportContext
-from kv_nixl import NixlTransport, engine, kv_backend
+from kv_nixl import engine, kv_backend
 from kv_nixl.options import POOL_THREADS, NixlOptions
 from plugins.kv_nixl.tests.nixl_ends import FABRICS, LIMIT_S, End, states
 
@@ -156,11 +152,6 @@ def test_cuda_memory_is_declared_where_a_device_may_be(monkeypatch, tmp_path):
     assert Capability.CUDA in kv_backend().info.capabilities
 
 
-def test_reading_is_not_offered():
-    with pytest.raises(NotSupported, match=r"reading from a peer \(pull\)"):
-        NixlTransport(TransportContext(Role.DECODE, "me", TransferConfig(), Direction.READ))
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -218,7 +209,6 @@ def test_a_device_can_be_chosen(monkeypatch):
     monkeypatch.setenv("UCX_TLS", "tcp")
     monkeypatch.delenv("UCX_NET_DEVICES", raising=False)
     settings = {"devices": ["lo"]}
-    from kv_core import Role
 
     with End(options=settings) as source, End(Role.DECODE, seed=None, options=settings) as target:
         prepared = source.meet(target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kv_core import Role, TransportError
+from kv_core import Direction, Role, TransportError
 from kv_core.contract.transport import PeerKey, PoolPlan, PoolSlice, TransferPlan
 from kv_core.layout import Batch, make_batch
 from plugins.kv_nixl.tests.nixl_ends import FABRICS, POISON, End, RemoteEnd, batch_of, states
@@ -43,6 +43,22 @@ def test_every_byte_lands_where_it_belongs_and_nothing_else_is_touched(shape, lo
         expected = np.full(shape, POISON, np.uint8)
         expected[:, remote] = source.arrays["kv"][:, local]
         assert np.array_equal(target.fetch(), expected)
+
+
+def test_pages_are_read_from_a_peer_and_nothing_else_is_touched():
+    """Pull, both ends in one process: over copies between processes that is one process copying to itself."""
+    shape, local, remote = (4, 64, 4096), ORDER.permutation(64)[:37], ORDER.permutation(64)[:37]
+    with (
+        End(Role.DECODE, {"kv": shape}, seed=None, direction=Direction.READ) as reader,
+        End(Role.PREFILL, {"kv": shape}, seed=3, direction=Direction.READ) as source,
+    ):
+        before = source.arrays["kv"].copy()
+        (record,) = reader.finish(reader.write(reader.meet(source), local, remote))
+        assert record.state.value == "done", record.error
+        expected = np.full(shape, POISON, np.uint8)
+        expected[:, local] = before[:, remote]
+        assert np.array_equal(reader.arrays["kv"], expected)
+        assert np.array_equal(source.arrays["kv"], before)
 
 
 def test_pages_state_and_auxiliary_rows_travel_in_one_request():
