@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kv_core import Direction, Role, TransferState
-from kv_core.contract.transport import PeerKey
+from kv_core.contract.transport import PeerKey, Prepared
 from kv_fake.dialing import NotWelcome, dial
 from kv_fake.outbound import FakeTransfer
 from kv_fake.wire import Descriptor, Purpose
@@ -85,17 +85,18 @@ def test_a_nic_takes_part_in_its_own_direction_only(direction: Direction, purpos
         assert kept[0].fileno() == -1, "closed"
 
 
-def held(here: End, there: End) -> FakeTransfer:
+def held(here: End, there: End) -> tuple[Prepared, FakeTransfer]:
     """A read whose answer does not come, because the other NIC stands still."""
     there.transport._nic.running.clear()
-    transfer = here.write(here.meet(there), [1, 2], [3, 4])
+    prepared = here.meet(there)
+    transfer = here.write(prepared, [1, 2], [3, 4])
     wait_until(lambda: transfer.started)
-    return transfer
+    return prepared, transfer
 
 
 def test_a_read_that_is_under_way_can_be_cancelled(ends):
     here, there = ends
-    transfer = held(here, there)
+    _, transfer = held(here, there)
     assert not list(here.transport.progress([transfer]))
     here.transport.cancel(transfer)
     (record,) = here.finish(transfer)
@@ -107,8 +108,7 @@ def test_a_read_that_is_under_way_can_be_cancelled(ends):
 
 def test_a_peer_that_is_removed_leaves_nothing_pending(ends):
     here, there = ends
-    first = held(here, there)
-    prepared = here.transport.prepare(first.peer, here.meet(there).plan)
+    prepared, first = held(here, there)
     second = here.write(prepared, [7], [8])
     here.transport.remove_peer(first.peer)
     assert states(drive(here.transport, [first, second], lambda records: len(records) == 2)) == [FAILED, FAILED]
@@ -140,7 +140,7 @@ def test_a_fence_does_not_wait_for_a_reader_that_reads_nothing():
 
 def test_the_other_nics_end_is_the_end_of_the_read(ends):
     here, there = ends
-    transfer = held(here, there)
+    _, transfer = held(here, there)
     there.transport.close()
     (record,) = here.finish(transfer)
     assert (record.state, record.quiescent) == (FAILED, True)
