@@ -75,7 +75,7 @@ def test_the_direction_is_the_settings_or_else_the_backends(able: set[Capability
         assert found in str(caught.value)
         return
     with create_manager(record, Role.DECODE, args, config, Observers()) as manager:
-        assert manager._parts.machine.me.direction is found
+        assert manager._parts.machine.me.direction is found  # type: ignore[attr-defined]
 
 
 def test_a_direction_that_is_none():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import cleandoc
 from typing import TypeVar
 
@@ -14,8 +14,10 @@ from kv_core import (
     BaseKVReceiver,
     BaseKVSender,
     Capability,
+    Direction,
+    NotSupported,
 )
-from kv_core.contract.transport import Transport
+from kv_core.contract.transport import Transport, TransportContext
 from kv_fake import FakeTransport
 
 DISTRIBUTION = "kv-mutant"
@@ -28,7 +30,8 @@ FAKE = frozenset({
     Capability.WRITE, Capability.AUX, Capability.STATE, Capability.CANCEL, Capability.FENCE, Capability.PROBE,
     Capability.EMBEDDED,
 })  # fmt: skip
-"""What kv-fake can do, and says."""
+"""What the references can do, and say: kv-fake without READ, which is the mutants' own to claim."""
+READS = "KV-CAP-2"
 PLUGIN = """\
 from kv_core import BackendRecord, hookimpl
 
@@ -131,8 +134,26 @@ def text_mutant(name: str, caught_by: str, breaks: str, plugin: str) -> None:
 
 
 def record_of(name: str) -> BackendRecord:
-    """The record of a mutant: what its plugin's hook returns."""
-    return MUTANTS[name].record()
+    """The record of a mutant: what its plugin's hook returns. One that does not declare READ refuses it, as kv-fake did before
+    it could read, unless that is the promise that it breaks.
+    """
+    record = MUTANTS[name].record()
+    refuses = MUTANTS[name].caught_by != READS and isinstance(record.transport, type)
+    if refuses and issubclass(record.transport, FakeTransport) and Capability.READ not in record.info.capabilities:
+        return replace(record, transport=_writes_only(record.transport))
+    return record
+
+
+def _writes_only(kind: type[FakeTransport]) -> type[FakeTransport]:
+    class WritesOnly(kind):  # type: ignore[misc,valid-type]
+        def __init__(self, context: TransportContext) -> None:
+            if context.direction is Direction.READ:
+                raise NotSupported("reading from a peer (pull)", "read")
+            super().__init__(context)
+
+    for name in ("__name__", "__qualname__", "__module__", "__doc__"):
+        setattr(WritesOnly, name, getattr(kind, name))
+    return WritesOnly
 
 
 def _parts(kind: type) -> dict[str, type]:

@@ -12,6 +12,7 @@ from core.tests.protocol.support import SHORT, Bench, Rank, at_rest, pages
 from kv_core.contract.enums import Direction, FailureCode, FailureStage
 from kv_core.protocol import effects as fx
 from kv_core.protocol import messages as msg
+from kv_core.protocol.chunks import ChunkResult
 from kv_core.protocol.lifecycle import Phase
 from kv_core.protocol.rooms import Room
 
@@ -215,9 +216,7 @@ def test_done_before_everything_was_read_is_a_failure():
     assert target.release_safe
 
 
-def _landed(bench: Bench) -> Any:
-    from kv_core.protocol.chunks import ChunkResult
-
+def _landed(bench: Bench) -> ChunkResult:
     return ChunkResult(1, bench.now, bench.now)
 
 
@@ -349,10 +348,7 @@ def test_a_chunk_that_can_not_be_fails_the_room(change: dict[str, Any], why: str
 
 @pytest.mark.parametrize("setting", ["max_indices", "max_message_bytes"])
 def test_a_chunk_that_decode_can_not_be_told_of_fails_on_prefill_with_the_settings_name(setting: str):
-    bench = Bench()
-    settings = replace(SHORT, **{setting: 4 if setting == "max_indices" else 4_096})
-    prefill, decode = bench.prefill(settings=settings, direction=READ), bench.decode(direction=READ)
-    bench.meet(decode)
+    bench, prefill, decode = met()
     named = np.arange(2) if setting == "max_indices" else np.arange(40)
     source, target = prefill.open(), decode.open()
     prefill.init(source, len(named), aux=None)
