@@ -376,7 +376,7 @@ class DecodeMachine(Discovery):
     def _renews(self, link: RoomLink) -> bool:
         """Rooms that queue; and for sources that have nothing more to send, those that wait for the others."""
         phase = link.room.phase
-        return phase is Phase.READY or (phase in (Phase.MOVING, Phase.VERIFYING) and (link.done or link.dummy))
+        return phase is Phase.READY or (phase is Phase.MOVING and (link.done or link.dummy))
 
     def _room_expired(self, life: int, now: float) -> None:
         room = self.live.get(life)
