@@ -136,7 +136,6 @@ class PrefillMachine(Reception):
             self._invalid(room, problem, now)
             return
         digest = self._digests(room)
-        moves = bool(chunk.local.size) or any(items.size for _, items in chunk.states.values())
         for link in room.links.values():
             assert link.pages is not None, "a bound link has pages"
             states = {
@@ -147,7 +146,6 @@ class PrefillMachine(Reception):
             aux = None
             if chunk.last and link.aux_index is not None and room.aux_index is not None and link.moves("aux"):
                 aux = (room.aux_index, link.aux_index)
-            moves = moves or aux is not None
             whole = TransferKVChunk(
                 room, link, link.peer.key, chunk.start, chunk.local, link.pages, chunk.layers, states, aux,
                 chunk.ready, digest, number=chunk.number, prefix=link.prefix_len,
@@ -158,7 +156,6 @@ class PrefillMachine(Reception):
                 return
             room.unfinished += 1
             self._effects.append(SubmitChunk(whole))
-        room.chunks += moves
 
     def _unspeakable(self, room: Room, chunk: TransferKVChunk) -> str | None:
         """Pull: why decode can't be told of the chunk."""
@@ -237,6 +234,9 @@ class PrefillMachine(Reception):
             room.latency_source = result.latency_source
             room.nbytes += result.nbytes
             link.nbytes += result.nbytes
+            if result.nbytes or chunk.aux is not None:
+                link.chunks += 1
+                room.moved.add(chunk.number)
             room.last_move = now
             if result.digest is not None:
                 link.digests.append(result.digest)
@@ -286,7 +286,7 @@ class PrefillMachine(Reception):
             assert link.pages is not None, "a bound link has pages"
             done = msg.Done(
                 room.number, link.life, room.life, int(link.pages.size), link.nbytes, self._wire_seconds(room),
-                room.latency_source, room.chunks, link.digests, link.aux_rows,
+                room.latency_source, link.chunks, link.digests, link.aux_rows,
             )  # fmt: skip
             problem = self._too_long(done)
             if problem:
@@ -328,7 +328,7 @@ class PrefillMachine(Reception):
             transfer_latency_s=self._wire_seconds(room), transfer_total_bytes=room.nbytes,
             alloc_latency_s=bound - room.opened_at, bootstrap_latency_s=bound - room.opened_at,
             queue_latency_s=max(0.0, room.clock.first - bound) if room.clock.first is not None else None,
-            total_latency_s=now - room.opened_at, chunks=room.chunks, latency_source=room.latency_source,
+            total_latency_s=now - room.opened_at, chunks=len(room.moved), latency_source=room.latency_source,
         )  # fmt: skip
 
     def _say_failed(self, peer: Peer, number: int, life: int, failure: Failure, *, quiescent: bool = True) -> None:

@@ -46,7 +46,7 @@ class RoomLink:
     """
 
     __slots__ = (
-        "announced", "aux_index", "aux_rows", "clock", "destinations", "digests", "done", "dummy", "exposed", "keep_until", "life",
+        "announced", "aux_index", "aux_rows", "chunks", "clock", "destinations", "digests", "done", "dummy", "exposed", "keep_until", "life",
         "nbytes", "outstanding", "owes_quiesced", "pages", "peer", "prefix_len", "proof", "reading", "room", "source_life", "states", "told", "verdict",
         "unread", "verifying",
     )  # fmt: skip
@@ -64,7 +64,8 @@ class RoomLink:
         self.aux_index: int | None = None  # prefill: the remote auxiliary row
         self.prefix_len = 0
         self.keep_until = 0.0  # prefill: until when the other destinations are waited for
-        self.nbytes = 0  # prefill: bytes that have landed there
+        self.nbytes = 0  # prefill: bytes that have landed there, and in how many chunks
+        self.chunks = 0
         self.outstanding = 0
         self.owes_quiesced = False
         self.exposed = False
@@ -153,7 +154,8 @@ class Room:
         self.decode_prefix_len = 0
         self.clock = WireClock()
         self.nbytes = 0
-        self.chunks = 0
+        self.moved: set[int] = set()  # prefill: numbers of the chunks of which some bytes have moved
+        self.chunks = 0  # decode: the same, as told
         # decode
         self.initialised = False
         self.dp_rank = 0
