@@ -143,7 +143,7 @@ class FailedIsAlwaysQuiescent(Telling):
     def remove_peer(self, peer: PeerKey) -> None:
         outbound = self._peers.get(peer)
         if outbound is not None:  # nothing asks the peer to throw away what it has not read: it is to land for sure
-            outbound._prove_retired = partial(_prove_nothing, outbound)  # type: ignore[method-assign]
+            outbound._prove_retired = partial(_prove_nothing, outbound)
         super().remove_peer(peer)
 
     def tell(self, record: TransferProgress) -> TransferProgress:
