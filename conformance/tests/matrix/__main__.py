@@ -48,6 +48,8 @@ class Session:
         self.references: dict[str, Ran] = {}
         self.maps: dict[str, Map] = {}
         self.troubles: list[str] = []
+        self.doubtful: list[Mutant] = []
+        self.alone = asked.jobs == 1
         self.begin = monotonic()
         self.principals: dict[str, Mutant] = {}
         for one in (one for one in MUTANTS.values() if not one.is_reference):
@@ -77,10 +79,12 @@ class Session:
             self.say("a reference is not all green: nothing that is compared with it would mean anything")
             return 1
         self.each(broken, self.mutant)
+        self.again()
         if not self.asked.only:
             self.cover()
         self.write()
-        self.say(f"{len(broken)} mutants, {len(self.troubles)} troubles, {monotonic() - self.begin:.0f} s")
+        again = f", {len(self.doubtful)} run again" if self.doubtful else ""
+        self.say(f"{len(broken)} mutants{again}, {len(self.troubles)} troubles, {monotonic() - self.begin:.0f} s")
         return 1 if self.troubles else 0
 
     def chosen(self) -> list[Mutant]:
@@ -100,6 +104,17 @@ class Session:
                 f"{len(new)} mutants have no recorded map yet and are left out (--write takes them in): {', '.join(new)}"
             )
         return [one for one in MUTANTS.values() if one.name not in new]
+
+    def again(self) -> None:
+        """Those that were not as they should be, once more and by themselves: several at a time disturb each other, and what
+        is caught in the moment in which it is wrong may then be looked at too late. What is seen now counts.
+        """
+        if self.doubtful:
+            names = ", ".join(one.name for one in self.doubtful)
+            self.say(f"{len(self.doubtful)} are run again, one at a time: {names}")
+            self.alone = True
+            self.asked.jobs = 1
+            self.each(self.doubtful, self.mutant)
 
     def each(self, mutants: Sequence[Mutant], one: Callable[[Mutant], str]) -> None:
         """Several at a time, with a line for each."""
@@ -138,7 +153,10 @@ class Session:
             self.complete.add(mutant.name)
         recorded = None if self.asked.write else before
         bad = faults(mutant, ran, reference, recorded)
-        self.troubles += [f"{mutant.name}: {text}" for text in bad]
+        if self.alone:
+            self.troubles += [f"{mutant.name}: {text}" for text in bad]
+        elif bad:
+            self.doubtful.append(mutant)
         also = [check for check in seen if check != mutant.caught_by]
         if bad:
             return "\n".join(

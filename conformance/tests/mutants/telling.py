@@ -208,7 +208,7 @@ class ClosedPeerIsPending(Telling):
     """A transfer to a peer that has closed its transport fails: here it is pending for ever."""
 
     def tell(self, record: TransferProgress) -> TransferProgress | None:
-        closed = record.error is not None and "closed the connection" in record.error
+        closed = record.error is not None and "connection" in record.error  # which may be seen as closed, or as broken
         return None if record.state is FAILED and closed else record
 
 
