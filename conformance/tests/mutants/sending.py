@@ -76,7 +76,11 @@ class PagesOfTheLastRoom(CommonKVReceiver):
         )
 
 
-@mutant("early_chunks_are_lost", "KV-XFER-14")
+@mutant(
+    "early_chunks_are_lost",
+    "KV-XFER-14",
+    sometimes={"KV-XFER-11": "on a busy machine decode has named its pages before prefill sends"},
+)
 class EarlyChunksAreLost(Sending):
     """Either side may come first: here what is sent before decode is there is lost."""
 
