@@ -1,10 +1,11 @@
-"""Every pair of unequal shapes with real processes, one for each rank, on every backend; every byte of every rank is compared.
+"""Every pair of unequal shapes with real processes, one for each rank, on every backend; every byte of all is compared.
 
     python -m tests.long.unequal [--backend fake nixl mooncake] [--kind served refused faults] [--only TEXT] [--seed S] [--json]
 
-Served pairs: what prefill's ranks say they sent, what decode's say they got, and the bytes that are found in memory agree, pages
-are safe on all ranks in the end, dummies included, and nothing is left alive. Refused pairs fail on both sides with their rule, beside
-a room that goes on. Faults: a room with several sources and destinations is given up on one rank, or a rank is killed; the next one goes well.
+Served pairs: what prefill's ranks say they sent, what decode's say they got, and the bytes that are found in memory agree,
+pages are safe on all ranks in the end, dummies included, and nothing is left alive. Refused pairs fail on both sides with
+their rule, beside a room that goes on. Faults: a room with several sources and destinations is given up on one rank, or a rank
+is killed; the next one goes well.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def runs(kinds: list[str], only: str) -> Iterator[tuple[str, Run]]:
     if "refused" in kinds:
         yield from (("refused", lambda w, s, p=one: run_refused(w, p, s)) for one in REFUSED if only in one.name)
     if "faults" in kinds:
-        yield from (("fault", lambda w, s, f=one: run_fault(w, f, s)) for one in FAULTS if only in one)
+        yield from (("fault", lambda w, s, f=one: run_fault(w, f, s)) for one in FAULTS if only in one.name)
 
 
 def repeat(seed: int, backend: str, result: Result) -> str:

@@ -1,4 +1,4 @@
-"""The loop of a process that a test tells what to do: commands as JSON lines on stdin, replies and events as JSON lines on stdout.
+"""The loop of a process that a test tells what to do: JSON lines, commands on stdin, replies and events on stdout.
 
     {"id": 1, "do": "NAME", ...} -> {"id": 1, "ok": ...} or {"id": 1, "error": "..."}
 

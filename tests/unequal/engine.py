@@ -1,4 +1,4 @@
-"""A rank's engine: drives the rooms of one rank on one manager. It knows its own pages and what it is told; nothing of other ranks."""
+"""A rank's engine: drives the rooms of one rank on one manager. It knows its own pages and what it is told, no more."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.unequal.sending import Send, sends
 class RoomOrder:
     """One room as each of its ranks gets it; they draw what else they need by ``seed``.
 
-    dp_rank: prefill's, as decode names it. early: this rank does not wait for the other side before it names its pages. style: of
-    ``sending``. hold: the last send, or the only one, waits for ``go``.
+    dp_rank: prefill's, as decode names it. early: this rank does not wait for the other side before it names its pages.
+    style: of ``sending``. hold: the last send, or the only one, waits for ``go``.
     """
 
     room: int

@@ -63,10 +63,8 @@ def run_pair(workers: Workers, pair: Pair, seed: int) -> Result:
             members = scene.prefill(case) + scene.decode(case)
             mine = taking_part(members, pair.dp_rank)
             told = orders(mine, scene.server.address, next(workers.rooms), rng, dp_rank=pair.dp_rank)
-            early = [role for role in ("prefill", "decode") if any(o.early for m, o in zip(mine, told, strict=True) if m.role == role)]  # fmt: skip
-            result.how = ", ".join(
-                [told[0].style, *(["digests"] if digests else []), *(f"{role} early" for role in early)]
-            )
+            early = {f"{member.role} early": None for member, order in zip(mine, told, strict=True) if order.early}
+            result.how = ", ".join([told[0].style, *(["digests"] if digests else []), *early])
             scene.open(mine, told)
             outcomes = scene.ended(mine, told[0].room)
             result.problems += served(scene, members, mine, outcomes)
@@ -74,7 +72,7 @@ def run_pair(workers: Workers, pair: Pair, seed: int) -> Result:
             result.nbytes = sum(o.nbytes or 0 for o in outcomes if o.role == "decode")
         except AssertionError as error:
             result.problems.append(str(error))
-        scene.failed = bool(result.problems)
+            scene.failed = True
     return result
 
 
@@ -98,8 +96,8 @@ def served(scene: Scene, members: Sequence[Member], mine: Sequence[Member], outc
 
 
 def spoiled(scene: Scene, members: Sequence[Member]) -> list[str]:
-    """What is wrong in memory where a room failed: sources changed, bytes elsewhere than in the pages that it named. Of those it may
-    have written some.
+    """What is wrong in memory where a room failed: sources changed, bytes elsewhere than in the pages that it named. Of those it
+    may have written some.
     """
     found = []
     for member, count in zip(members, scene.ask(members, "count", served=True), strict=True):

@@ -1,8 +1,8 @@
-"""A rank's memory, real bytes: cut out of the model of ``core.tests.layout.topologies``, poison wherever nothing may be written.
+"""A rank's memory, real bytes: cut out of the model of ``core.tests.layout.topologies``, poison wherever nothing may be.
 
-All buffers lie in one arena, with a guard behind each, so that one comparison sees everything: spare pages, other rows, what lies
-behind a buffer. The bytes of the model are never poison, and differ from generation to generation: what a room that is over writes
-later is not what the next one wants.
+All buffers lie in one arena, with a guard around each, so that one comparison sees everything: spare pages, other rows, what
+lies behind a buffer. The bytes of the model are never poison, and differ from generation to generation: what a room that is
+over writes later is not what the next one wants.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def content(numbers: np.ndarray, generation: int, blank: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Count:
-    """What a comparison found, in bytes. ``wanted``: those of the model that belong here. ``wrong``: what is not as it must be, of which
-    ``missing`` are still poison, and ``strays`` lie where nothing may be written.
+    """What a comparison found, in bytes. ``wanted``: those of the model that belong here. ``wrong``: what is not as it must be,
+    of which ``missing`` are still poison, and ``strays`` lie where nothing may be written.
     """
 
     wanted: int
@@ -98,7 +98,7 @@ class RankMemory:
         self.arena[:] = blank if self.role is Role.DECODE else self.expected
 
     def count(self, *, served: bool) -> Count:
-        """Compare every byte. ``served``: whether a room has gone well here; else a destination must be nothing but poison."""
+        """Compare every byte. ``served``: a room has gone well here; else a destination must be nothing but poison."""
         blank = POISON_BYTE if self.role is Role.DECODE else SPARE_BYTE
         wanted = self._numbers != POISON
         if not served and self.role is Role.DECODE:

@@ -1,4 +1,4 @@
-"""Pairs of shapes that must be served: each axis by itself, and products. At most eight ranks each, of both sides together."""
+"""Pairs of shapes that must be served: each axis by itself, and products. At most eight ranks of both sides together."""
 
 from __future__ import annotations
 
@@ -81,52 +81,154 @@ def pages(
     note: str = "", **more: Any,
 ) -> Pair:  # fmt: skip
     """Page sizes, page orders, K and V in one buffer or two."""
-    told = [f"{size} {order}{' fused' if one else ''}" for size, order, one in zip((prefill, decode), orders, fused, strict=True)]  # fmt: skip
-    sides = [{"page": size, "order": order, "fused": one} for size, order, one in zip((prefill, decode), orders, fused, strict=True)]  # fmt: skip
-    return pair("pages", f"pages of {told[0]} to {told[1]}{note}", *sides, **more)
+    sides: list[dict[str, Any]] = [
+        {"page": size, "order": order, "fused": one}
+        for size, order, one in zip((prefill, decode), orders, fused, strict=True)
+    ]
+    told = [f"{side['page']} {side['order']}{' fused' if side['fused'] else ''}" for side in sides]
+    return pair("pages", f"pages of {told[0]} to {told[1]}{note}", sides[0], sides[1], **more)
 
 
 NHD, HND = "NHD", "HND"
 
 TP = (
-    tp(1, 1), tp(2, 1), tp(4, 2), tp(4, 1, (HND, HND)), tp(1, 2), tp(2, 4, (HND, HND)), tp(1, 4), tp(3, 1, heads=3), tp(1, 3, heads=6),
-    tp(4, 1, heads=2), tp(4, 2, heads=1), tp(2, 4, heads=2), tp(4, 4, heads=2), tp(6, 2, heads=2), tp(1, 6, heads=2), tp(4, 2, heads=1, cuts=((1,), (1,)), note=", one layer"),
-    tp(4, 1, mla=True), tp(1, 4, mla=True), tp(2, 2, mla=True), tp(4, 2, mla=True), tp(7, 1, mla=True), tp(3, 2, mla=True),
-)  # fmt: skip
+    tp(1, 1),
+    tp(2, 1),
+    tp(4, 2),
+    tp(4, 1, (HND, HND)),
+    tp(1, 2),
+    tp(2, 4, (HND, HND)),
+    tp(1, 4),
+    tp(3, 1, heads=3),
+    tp(1, 3, heads=6),
+    tp(4, 1, heads=2),
+    tp(4, 2, heads=1),
+    tp(2, 4, heads=2),
+    tp(4, 4, heads=2),
+    tp(6, 2, heads=2),
+    tp(1, 6, heads=2),
+    tp(4, 2, heads=1, cuts=((1,), (1,)), note=", one layer"),
+    tp(4, 1, mla=True),
+    tp(1, 4, mla=True),
+    tp(2, 2, mla=True),
+    tp(4, 2, mla=True),
+    tp(7, 1, mla=True),
+    tp(3, 2, mla=True),
+)
 PP = (
-    pp((2, 4), (4,)), pp((4,), (1, 4)), pp((2, 4), (2, 4)), pp((1, 3, 5), (3, 5)), pp((2, 4), (1, 3, 4)), pp((1, 2, 3, 4), (4,)), pp((4,), (1, 2, 3, 4)),
-    pp((2, 5), (5,), ", the last one a draft"), pp((5,), (2, 5), ", the last one a draft"), pp((2, 5), (4,), ", no draft layer in decode"),
+    pp((2, 4), (4,)),
+    pp((4,), (1, 4)),
+    pp((2, 4), (2, 4)),
+    pp((1, 3, 5), (3, 5)),
+    pp((2, 4), (1, 3, 4)),
+    pp((1, 2, 3, 4), (4,)),
+    pp((4,), (1, 2, 3, 4)),
+    pp((2, 5), (5,), ", the last one a draft"),
+    pp((5,), (2, 5), ", the last one a draft"),
+    pp((2, 5), (4,), ", no draft layer in decode"),
     pp((2, 4), (2, 4), ", prefix", prefix=2),
-)  # fmt: skip
+)
 CP = (
-    cp(2, 1), cp(1, 2), cp(2, 2), cp(3, 2), cp(4, 1), cp(2, 4), cp(2, 1, ", prefix", prefix=3), cp(1, 3, ", fewer pages than ranks", tokens=4),
-    cp(4, 2, ", fewer pages than ranks, prefix", tokens=6, prefix=1), cp(2, 2, ", all in decode already", tokens=8, prefix=4),
-)  # fmt: skip
+    cp(2, 1),
+    cp(1, 2),
+    cp(2, 2),
+    cp(3, 2),
+    cp(4, 1),
+    cp(2, 4),
+    cp(2, 1, ", prefix", prefix=3),
+    cp(1, 3, ", fewer pages than ranks", tokens=4),
+    cp(4, 2, ", fewer pages than ranks, prefix", tokens=6, prefix=1),
+    cp(2, 2, ", all in decode already", tokens=8, prefix=4),
+)
 DP = (
-    dp(2, 1, 1, (1, 1)), dp(1, 3, 0, (1, 2)), dp(2, 2, 0, (2, 1)), dp(3, 2, 2, (2, 1), mla=True), dp(2, 3, 1, (2, 4)),
-)  # fmt: skip
+    dp(2, 1, 1, (1, 1)),
+    dp(1, 3, 0, (1, 2)),
+    dp(2, 2, 0, (2, 1)),
+    dp(3, 2, 2, (2, 1), mla=True),
+    dp(2, 3, 1, (2, 4)),
+)
 PAGES = (
-    pages(2, 4), pages(4, 2), pages(2, 4, (HND, HND)), pages(4, 2, (HND, HND)), pages(1, 8, tokens=11), pages(8, 1, tokens=11), pages(6, 2, (HND, HND), tokens=10),
-    pages(2, 6, (NHD, HND), tokens=10), pages(4, 1, (HND, NHD), tokens=9), pages(2, 2, (NHD, HND)), pages(2, 2, (HND, NHD)),
-    pages(2, 2, fused=(True, False)), pages(2, 2, fused=(False, True)), pages(2, 4, (HND, HND), (True, False), tokens=14), pages(4, 2, (NHD, HND), (False, True), tokens=10),
-    pages(4, 2, note=", prefix inside a page of prefill", prefix=3, tokens=14), pages(2, 4, note=", prefix", prefix=2, tokens=14),
+    pages(2, 4),
+    pages(4, 2),
+    pages(2, 4, (HND, HND)),
+    pages(4, 2, (HND, HND)),
+    pages(1, 8, tokens=11),
+    pages(8, 1, tokens=11),
+    pages(6, 2, (HND, HND), tokens=10),
+    pages(2, 6, (NHD, HND), tokens=10),
+    pages(4, 1, (HND, NHD), tokens=9),
+    pages(2, 2, (NHD, HND)),
+    pages(2, 2, (HND, NHD)),
+    pages(2, 2, fused=(True, False)),
+    pages(2, 2, fused=(False, True)),
+    pages(2, 4, (HND, HND), (True, False), tokens=14),
+    pages(4, 2, (NHD, HND), (False, True), tokens=10),
+    pages(4, 2, note=", prefix inside a page of prefill", prefix=3, tokens=14),
+    pages(2, 4, note=", prefix", prefix=2, tokens=14),
     pages(2, 2, note=", all in decode already", prefix=6),
-)  # fmt: skip
+)
 PRODUCTS = (
     pair("product", "tp 2, pp 2 to tp 1", {"tp": 2, "pp": 2}, {}, cuts=((2, 4), (4,)), prefix=1),
     pair("product", "tp 1 to tp 2, pp 2, HND to NHD", {"order": HND}, {"tp": 2, "pp": 2}, cuts=((4,), (1, 4))),
     pair("product", "tp 2, cp 2 to tp 4", {"tp": 2, "cp": 2}, {"tp": 4}, tokens=14),
     pair("product", "tp 2, pp 2 MLA to tp 1, pp 2", {"tp": 2, "pp": 2}, {"pp": 2}, cuts=((2, 4), (2, 4)), mla=True),
-    pair("product", "pp 2, cp 2 to tp 2, pages of 2 HND to 4 NHD", {"pp": 2, "cp": 2, "order": HND}, {"tp": 2, "page": 4}, cuts=((2, 5), (5,)), tokens=22, prefix=1),
+    pair(
+        "product",
+        "pp 2, cp 2 to tp 2, pages of 2 HND to 4 NHD",
+        {"pp": 2, "cp": 2, "order": HND},
+        {"tp": 2, "page": 4},
+        cuts=((2, 5), (5,)),
+        tokens=22,
+        prefix=1,
+    ),
     pair("product", "cp 2 to cp 3, pages of 4 to 2", {"cp": 2, "page": 4}, {"cp": 3}, tokens=22, prefix=1),
-    pair("product", "tp 2, cp 2 to cp 2, pages of 1 to 3, fused", {"tp": 2, "cp": 2, "page": 1}, {"cp": 2, "page": 3, "fused": True}, tokens=16, prefix=1),
+    pair(
+        "product",
+        "tp 2, cp 2 to cp 2, pages of 1 to 3, fused",
+        {"tp": 2, "cp": 2, "page": 1},
+        {"cp": 2, "page": 3, "fused": True},
+        tokens=16,
+        prefix=1,
+    ),
     pair("product", "tp 2, dp 2 to tp 4, 2 heads", {"tp": 2, "dp": 2}, {"tp": 4, "dp": 2}, dp_rank=1, heads=2),
     pair("product", "tp 4 to pp 3, 2 heads, a draft", {"tp": 4}, {"pp": 3}, cuts=((5,), (1, 3, 5)), heads=2),
-    pair("product", "pp 3 to pp 2, cp 2, pages of 4 to 2", {"pp": 3, "page": 4}, {"pp": 2, "cp": 2}, cuts=((1, 3, 4), (2, 4)), tokens=18, prefix=3),
-    pair("product", "tp 2, pp 2 to tp 2, cp 2, MLA, pages of 2 to 8", {"tp": 2, "pp": 2}, {"tp": 2, "cp": 2, "page": 8}, cuts=((1, 2), (2,)), mla=True, tokens=26),
-    pair("product", "pp 2, dp 2 to pp 2, HND to NHD fused", {"pp": 2, "dp": 2, "order": HND}, {"pp": 2, "fused": True}, dp_rank=1, cuts=((2, 4), (2, 4)), prefix=2),
-    pair("product", "tp 4 to tp 2, pp 2, MLA with no state", {"tp": 4}, {"tp": 2, "pp": 2}, cuts=((4,), (2, 4)), mla=True, state=False),
-)  # fmt: skip
+    pair(
+        "product",
+        "pp 3 to pp 2, cp 2, pages of 4 to 2",
+        {"pp": 3, "page": 4},
+        {"pp": 2, "cp": 2},
+        cuts=((1, 3, 4), (2, 4)),
+        tokens=18,
+        prefix=3,
+    ),
+    pair(
+        "product",
+        "tp 2, pp 2 to tp 2, cp 2, MLA, pages of 2 to 8",
+        {"tp": 2, "pp": 2},
+        {"tp": 2, "cp": 2, "page": 8},
+        cuts=((1, 2), (2,)),
+        mla=True,
+        tokens=26,
+    ),
+    pair(
+        "product",
+        "pp 2, dp 2 to pp 2, HND to NHD fused",
+        {"pp": 2, "dp": 2, "order": HND},
+        {"pp": 2, "fused": True},
+        dp_rank=1,
+        cuts=((2, 4), (2, 4)),
+        prefix=2,
+    ),
+    pair(
+        "product",
+        "tp 4 to tp 2, pp 2, MLA with no state",
+        {"tp": 4},
+        {"tp": 2, "pp": 2},
+        cuts=((4,), (2, 4)),
+        mla=True,
+        state=False,
+    ),
+)
 
 PAIRS = (*TP, *PP, *CP, *DP, *PAGES, *PRODUCTS)
 

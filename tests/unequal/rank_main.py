@@ -1,4 +1,4 @@
-"""The program of a rank process: serves the ranks of one case after the other. Commands as in ``tests.support.command_loop``."""
+"""The program of a rank process: one rank of one case after the other. Commands as in ``tests.support.command_loop``."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class UnequalRank(CommandLoop):
     def go(self, room: int) -> None:
         """Make the sends that were held."""
         for run in self._runs(room):
-            run.go()  # type: ignore[attr-defined]
+            run.go()
 
     def abort(self, room: int, reason: str) -> int:
         """Abort a room, if it is live; how many were."""

@@ -1,4 +1,4 @@
-"""In which pieces a prefill rank hands a prompt over: several sends, layer by layer, state with any of them. Drawn by a seed."""
+"""In which pieces a prefill rank hands a prompt over: several sends, layer by layer, state with any of them; by a seed."""
 
 from __future__ import annotations
 

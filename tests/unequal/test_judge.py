@@ -1,9 +1,10 @@
-"""The parts that judge must be able to say no: to each kind of wrong byte, to a wrong metric, to a sentence without its rule."""
+"""What judges must be able to say no: to each kind of wrong byte, a wrong metric, a sentence without its rule."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from kv_core import Role
 from tests.support.orders import Outcome
 from tests.unequal import judge
 from tests.unequal.engine import RoomOrder
-from tests.unequal.faults import SHAPE, run_fault
+from tests.unequal.faults import FAULTS, parts
 from tests.unequal.judge import run_pair
 from tests.unequal.memory import GUARD_BYTES, POISON_BYTE, SPARE_BYTE, RankMemory
 from tests.unequal.pairs import PAIRS
@@ -167,9 +168,15 @@ def test_a_sentence_without_the_rule_and_a_pair_that_is_served_are_told(workers:
     assert all("not refused" in text or "bytes came although" in text for text in found[:2]), found
 
 
-def test_the_dummy_of_the_faults_is_one(workers: Workers, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tests.unequal.faults.SHAPE", replace(SHAPE, case=replace(SHAPE.case, stages=((range(2), range(2, 4)), (range(4),)))))  # fmt: skip
-    assert any("sent nothing" in text for text in run_fault(workers, "decode aborts", 1).problems)
+def test_the_dummy_of_the_faults_must_be_one():
+    fault = next(one for one in FAULTS if one.dummies)
+    members: Any = [SimpleNamespace(place=(tp, pp, 0, 0)) for tp in (0, 1) for pp in (0, 1)]
+    outcomes = [Outcome(1, "prefill", 0.0, nbytes=0 if member.place in fault.dummies else 8) for member in members]
+    assert parts(fault, members, outcomes) == []
+    for outcome in outcomes:
+        right, outcome.nbytes = outcome.nbytes, 0 if outcome.nbytes else 8
+        assert parts(fault, members, outcomes) != []
+        outcome.nbytes = right
 
 
 def test_orders_cross_as_they_are():
