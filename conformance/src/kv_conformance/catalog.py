@@ -22,6 +22,7 @@ AREAS = {
     "PEER": "Getting to know peers, and forgetting them",
     "XFER": "Moving bytes",
     "TOPO": "Unequal topologies: ranks, pages and buffers that differ on the two sides",
+    "PULL": "Pull: decode reads from prefill's memory",
     "POLL": "poll()",
     "MET": "get_transfer_metric()",
     "CLEAR": "clear()",

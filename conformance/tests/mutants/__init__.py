@@ -9,7 +9,7 @@ from conformance.tests.mutants.base import MUTANTS, Mutant, record_of
 
 MODULES = (
     "references", "naming", "registering", "meeting", "copying", "telling", "ending", "claiming", "handling", "dropping",
-    "sending", "managing", "model_mutants", "topology",
+    "sending", "managing", "model_mutants", "topology", "pulling",
 )  # fmt: skip
 """Where they are defined; the references come first."""
 

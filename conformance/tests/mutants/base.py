@@ -30,7 +30,7 @@ FAKE = frozenset({
     Capability.WRITE, Capability.AUX, Capability.STATE, Capability.CANCEL, Capability.FENCE, Capability.PROBE,
     Capability.EMBEDDED,
 })  # fmt: skip
-"""What the references can do, and say: kv-fake without READ, which is the mutants' own to claim."""
+"""What the references can do, and say: kv-fake without READ, which ``reads`` has, and those that are like it."""
 READS = "KV-CAP-2"
 PLUGIN = """\
 from kv_core import BackendRecord, hookimpl

@@ -66,3 +66,8 @@ class Modest(FakeTransport):
 
     def probe(self, peer: PeerKey) -> bool:
         raise NotSupported("probe", "probe")
+
+
+@mutant("reads", "", also={Capability.READ})
+class Reads(FakeTransport):
+    """Nothing is broken, and it reads as kv-fake does."""
