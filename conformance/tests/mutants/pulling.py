@@ -82,19 +82,24 @@ class FailedSenderAsksNoReader(CommonKVSender):
 class OneLostSourceEndsAllReads(FakeTransport):
     """A read that breaks is the affair of its peer: here nothing is read from anybody after it."""
 
+    broken = False
+
     def add_peer(self, peer: PeerKey, descriptor: bytes) -> None:
         super().add_peer(peer, descriptor)
         if self._reads:
             puller = self._peers[peer]
             pull = puller._pull
 
-            def broken(transfer: FakeTransfer) -> str | None:
+            def watched(transfer: FakeTransfer) -> str | None:
                 error: str | None = pull(transfer)
-                if error is not None:
-                    self._nic.running.clear()
+                self.broken = self.broken or error is not None
                 return error
 
-            puller._pull = broken
+            puller._pull = watched
+
+    def post(self, transfer: FakeTransfer) -> None:
+        if not self.broken:
+            super().post(transfer)
 
 
 @mutant("reads_at_the_local_offset", "KV-PULL-5", like=READS)
