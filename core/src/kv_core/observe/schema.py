@@ -44,7 +44,7 @@ ROOM_STATES = tuple(phase.value for phase in Phase)
 """The phases of both sides; success and failed are rooms that have ended and were not cleared yet."""
 
 STALE_KINDS = (
-    "stale_packets", "stale_messages", "duplicate_packets", "late_failures", "late_verdicts", "early_expired",
+    "stale_packets", "stale_messages", "stale_chunks", "duplicate_packets", "late_failures", "late_verdicts", "early_expired",
     "ignored_init", "ignored_sends", "ignored_offers", *(f"ignored_{event.name.lower()}" for event in Event),
 )  # fmt: skip
 """Late, doubled and superseded news: they change nothing, and some are normal after an abort or a restart."""
