@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tests.support.orders import Outcome
-from tests.unequal.judge import PATIENT, Result, orders, served, spoiled
+from tests.unequal.judge import PATIENT, Result, drawn, orders, served, spoiled, told_of
 from tests.unequal.pairs import Pair, pair
 from tests.unequal.scene import Member, Scene, Workers
 
@@ -60,8 +60,8 @@ def run_fault(workers: Workers, fault: Fault, seed: int) -> Result:
     """Give the room up on one rank; it must fail on all of them for this reason, and the next one must go well."""
     rng = np.random.default_rng([seed, *fault.name.encode()])
     case = replace(fault.shape.case, seed=int(rng.integers(1 << 30)))
-    result = Result(fault.name, workers.backend, fault.shape.ranks)
-    config = (ALERT if fault.killed else PATIENT) | {"digest": "all"} | (SLOW if workers.backend == "fake" else {})
+    config = drawn(workers, rng, **(ALERT if fault.killed else PATIENT), **(SLOW if workers.backend == "fake" else {}))
+    result = Result(fault.name, workers.backend, fault.shape.ranks, ", ".join(told_of(config)))
     with Scene(workers, config=config) as scene:
         try:
             scene.prefill(case)

@@ -51,12 +51,23 @@ def taking_part(members: Sequence[Member], dp_rank: int) -> list[Member]:
     return [member for member in members if member.role == "decode" or member.place[3] == dp_rank]
 
 
+def drawn(workers: Workers, rng: np.random.Generator, **more: Any) -> dict[str, Any]:
+    """Settings of all managers: half of the rooms are verified by digests, and half are pulled where the backend reads."""
+    digest, reads = ("off", "all")[int(rng.integers(2))], bool(rng.integers(2)) and workers.reads
+    return {"digest": digest, "direction": "read" if reads else "write", **more}
+
+
+def told_of(config: dict[str, Any]) -> list[str]:
+    """What was drawn, for a table."""
+    words = {"digests": config["digest"] == "all", "pull": config["direction"] == "read"}
+    return [word for word, said in words.items() if said]
+
+
 def run_pair(workers: Workers, pair: Pair, seed: int) -> Result:
     """Serve the pair, with everything drawn by the seed, and compare all memory of all ranks."""
     rng = np.random.default_rng([seed, *pair.name.encode()])
     case = replace(pair.case, seed=int(rng.integers(1 << 30)))
-    digests = bool(rng.integers(2))
-    config: dict[str, Any] = PATIENT | {"digest": "all" if digests else "off"}
+    config = drawn(workers, rng, **PATIENT)
     result = Result(pair.name, workers.backend, pair.ranks)
     with Scene(workers, config=config) as scene:
         try:
@@ -64,7 +75,7 @@ def run_pair(workers: Workers, pair: Pair, seed: int) -> Result:
             mine = taking_part(members, pair.dp_rank)
             told = orders(mine, scene.server.address, next(workers.rooms), rng, dp_rank=pair.dp_rank)
             early = {f"{member.role} early": None for member, order in zip(mine, told, strict=True) if order.early}
-            result.how = ", ".join([told[0].style, *(["digests"] if digests else []), *early])
+            result.how = ", ".join([told[0].style, *told_of(config), *early])
             scene.open(mine, told)
             outcomes = scene.ended(mine, told[0].room)
             result.problems += served(scene, members, mine, outcomes)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from core.tests.layout.topologies.model import Case, Side
-from tests.unequal.judge import PATIENT, Result, orders, served, taking_part
+from tests.unequal.judge import PATIENT, Result, drawn, orders, served, taking_part, told_of
 from tests.unequal.pairs import Pair, stages
 from tests.unequal.scene import Member, Scene, Workers
 
@@ -160,8 +160,9 @@ def run_refused(workers: Workers, pair: RefusedPair, seed: int) -> Result:
     rng = np.random.default_rng([seed, *pair.name.encode()])
     number = int(rng.integers(1 << 30))
     good, bad = replace(pair.good, seed=number), replace(pair.bad, seed=number)
-    result = Result(pair.name, workers.backend, pair.ranks)
-    with Scene(workers, config=PATIENT | {"digest": "all"}) as scene:
+    config = drawn(workers, rng, **PATIENT)
+    result = Result(pair.name, workers.backend, pair.ranks, ", ".join(told_of(config)))
+    with Scene(workers, config=config) as scene:
         try:
             prefill = scene.prefill(good, pools=pair.pools, twist=pair.twist)
             decode = scene.decode(good, pools=pair.pools, twist=pair.twist)

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from core.tests.layout.topologies.model import Case
-from kv_core import BootstrapServer
+from kv_core import BootstrapServer, Capability, load_backend
 from tests.support.orders import Outcome
 from tests.support.pair import at_rest
 from tests.support.rank import RankProcess
@@ -42,6 +42,7 @@ class Workers:
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
+        self.reads = Capability.READ in load_backend(backend).info.capabilities
         self.rooms = itertools.count(1)
         self._idle: list[RankProcess] = []
         self._stack = ExitStack()

@@ -21,7 +21,7 @@ T = TypeVar("T")
 SEED = command_line.chosen_seed(None)
 SAMPLED_RANKS = 4
 """Of a pair that the sample may have: each process costs half a second, and the larger ones test nothing else."""
-SERVED, REFUSALS, GIVEN_UP = 5, 2, 1
+SERVED, REFUSALS, GIVEN_UP = 4, 1, 1
 """How many of each kind on one backend."""
 
 
