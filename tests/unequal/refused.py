@@ -35,10 +35,20 @@ class RefusedPair:
     dp_rank: int = 0
 
     @property
-    def ranks(self) -> str:
-        """For a table: prefill's, decode's that is served, decode's that is refused."""
+    def counts(self) -> tuple[int, int, int]:
+        """Processes of prefill, of decode that is served, and of decode that is refused."""
         good, bad = (Pair("refused", self.name, case).counts for case in (self.good, self.bad))
-        return f"{good[0]}+{good[1]}+{bad[1]}"
+        return good[0], good[1], bad[1]
+
+    @property
+    def count(self) -> int:
+        """All of these."""
+        return sum(self.counts)
+
+    @property
+    def ranks(self) -> str:
+        """For a table."""
+        return "+".join(map(str, self.counts))
 
 
 def refused(
