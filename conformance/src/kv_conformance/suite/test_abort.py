@@ -12,26 +12,14 @@ from kv_conformance.nodes.env import Env
 from kv_conformance.nodes.face import Room
 from kv_conformance.nodes.memory import POISON, Shape
 from kv_conformance.outcomes import Untestable
+from kv_conformance.suite.endings import REASON, give_up, given_up
 from kv_conformance.suite.held import BIG, LOOK_S, PATIENT, TakeOver, fly, kept, lacking, see_held, unchanged
 from kv_core import Capability, FailureCode, KVPoll
 
-REASON = "the client hung up (conformance)"
 SMALL = Shape(kv=(2, 32, 512))
 MIDDLE = Shape(kv=(4, 32, 64 << 10))
 LOST = {"probe_interval_s": 0.25, "suspect_after": 1, "dead_after": 3}
 """Settings under which a peer that stands still is soon taken for dead."""
-
-
-def given_up(by: Room, other: Room, reason: str = REASON) -> None:
-    """Both sides must have failed: with code aborted_local where it was given up, aborted_remote at the other one."""
-    for room, code in ((by, FailureCode.ABORTED_LOCAL), (other, FailureCode.ABORTED_REMOTE)):
-        failure = room.failed()
-        assert failure.code is code, (
-            f"room {room.room} at {room.node.process.name}: expected code {code.value}, seen {failure}"
-        )
-        assert reason in failure.message, (
-            f"room {room.room} at {room.node.process.name}: the reason {reason!r} is not in the failure's message: {failure}"
-        )
 
 
 def released(*rooms: Room) -> None:
@@ -218,9 +206,7 @@ def test_the_receiver_aborts_in_flight_while_the_sender_stands_still(env: Env) -
     pair.prefill.freeze()
     pair.decode.thaw()
     see_held(pair.decode.memory, flight.target)
-    receiver.abort(REASON)
-    if receiver.failed().code is not FailureCode.ABORTED_LOCAL:
-        raise Untestable(f"the room had ended before it could be aborted: {receiver.failure()}")
+    give_up(receiver)
     env.reached("aborted in flight")
     assert kept(pair.decode, receiver), (
         "is_release_safe() is True although the process that writes stands still in the middle of it, and has said nothing"

@@ -10,12 +10,13 @@ import numpy as np
 from kv_conformance.catalog import check
 from kv_conformance.harness import Fault
 from kv_conformance.nodes.env import Env
-from kv_conformance.nodes.face import FaceNode, Pair, Room
+from kv_conformance.nodes.face import FaceNode, Pair
 from kv_conformance.nodes.memory import POISON, Shape
 from kv_conformance.nodes.wire import Road, WireNode
 from kv_conformance.nodes.wire_server import Introduction
+from kv_conformance.suite.endings import at_rest, lost
 from kv_conformance.suite.held import BIG, LOOK_S, PATIENT, TakeOver, fly, lacking, load_onto, see_held, states
-from kv_core import Capability, FailureCode, KVPoll, Liveness, Role, Side, TransferState, TransportError
+from kv_core import Capability, KVPoll, Liveness, Role, TransferState, TransportError
 
 SMALL = Shape(kv=(2, 32, 512))
 STEADY = {"probe_interval_s": 0.25, "suspect_after": 1, "dead_after": 16}
@@ -26,23 +27,6 @@ HALT_S, HALTS = 0.5, 12
 """Each time one or two probes are missed: two seconds of silence would be death, and so would be misses that add up."""
 FEW = Shape(kv=(3, 16, 256 << 10))
 """As ``BIG``, with fewer pages."""
-
-
-def lost(room: Room, role: Role, *, in_flight: bool = False) -> None:
-    """The room must have failed because the process of this role is gone."""
-    failure, where = room.failed(), f"room {room.room} at {room.node.process.name}"
-    codes = {FailureCode.PEER_LOST} | ({FailureCode.TRANSPORT_ERROR} if in_flight else set())
-    assert failure.code in codes, f"{where}: expected {' or '.join(code.value for code in codes)}, seen {failure}"
-    sides = {Side.of(role)} | ({Side.FABRIC} if failure.code is FailureCode.TRANSPORT_ERROR else set())
-    assert failure.side in sides, f"{where}: expected side {role.value}, seen {failure.side.value}: {failure}"
-    assert failure.message, f"{where} failed without a sentence: {failure!r}"
-    assert failure.retryable, f"{where}: a retry with another peer can help, and the failure says it can't: {failure}"
-
-
-def at_rest(env: Env, node: FaceNode) -> None:
-    """Nothing of the lost peer may be left in the snapshot once its rooms are cleared."""
-    env.wait_until(lambda: not node.snapshot()["quarantined"], f"an empty quarantine at {node.process.name}")
-    env.wait_until(lambda: not node.unrest(), f"{node.process.name} at rest, but for {node.unrest()}")
 
 
 def never_dead(node: FaceNode) -> None:

@@ -13,17 +13,14 @@ from kv_conformance.harness import Fault
 from kv_conformance.nodes.env import Env
 from kv_conformance.nodes.face import Pair
 from kv_conformance.nodes.memory import POISON, Image, Shape
-from kv_conformance.outcomes import Untestable
 from kv_conformance.suite.cache import Model, Side
+from kv_conformance.suite.endings import at_rest, give_up, given_up, lost
 from kv_conformance.suite.held import BIG, LOOK_S, PATIENT, REUSED, Flight, TakeOver, kept, lacking, see_held
-from kv_conformance.suite.test_abort import given_up
-from kv_conformance.suite.test_liveness import at_rest, lost
 from kv_conformance.suite.topologies import written
 from kv_conformance.suite.topology_faces import Instances
-from kv_core import Capability, Direction, FailureCode, KVPoll, Role
+from kv_core import Capability, Direction, KVPoll, Role
 
 READ: Mapping[str, Any] = {"direction": Direction.READ}
-REASON = "the client hung up (conformance)"
 ROOMS, PAGES, LAYERS = 4, 12, 3
 """Of the check of every byte: rooms at once, pages of each, layers."""
 
@@ -87,9 +84,7 @@ def test_the_receiver_aborts_while_it_reads(env: Env) -> None:
         return
     flight = _reading(env)
     pair, sender, receiver = flight.pair, flight.sender, flight.receiver
-    receiver.abort(REASON)
-    if receiver.failed().code is not FailureCode.ABORTED_LOCAL:
-        raise Untestable(f"the room had ended before it could be aborted: {receiver.failure()}")
+    give_up(receiver)
     env.reached("given up in the middle of a read")
     kept(pair.decode, receiver)
     reader, owner = flight.owners_follow(env.patience_s)
@@ -120,9 +115,7 @@ def test_the_sender_aborts_while_it_is_read(env: Env) -> None:
     pair.decode.freeze()
     pair.prefill.thaw()
     see_held(pair.decode.memory, flight.target)
-    sender.abort(REASON)
-    if sender.failed().code is not FailureCode.ABORTED_LOCAL:
-        raise Untestable(f"the room had ended before it could be aborted: {sender.failure()}")
+    give_up(sender)
     env.reached("given up in the middle of a read")
     assert kept(pair.prefill, sender), (
         "is_release_safe() is True although the process that reads stands still in the middle of it, and has said nothing"

@@ -11,13 +11,13 @@ from kv_conformance.nodes.env import Env
 from kv_conformance.nodes.memory import POISON, Image
 from kv_conformance.outcomes import Untestable
 from kv_conformance.suite.cache import Model, Side
+from kv_conformance.suite.endings import REASON
 from kv_conformance.suite.held import LOOK_S, PATIENT, REUSED
 from kv_conformance.suite.topologies import share, written
 from kv_conformance.suite.topology_faces import Instances, Seat
 from kv_core import FailureCode, KVPoll
 
 SOON_S = 0.1
-REASON = "the client hung up (conformance)"
 
 
 @check("KV-TOPO-9", reaches=("one source is done, and the other has not begun",))

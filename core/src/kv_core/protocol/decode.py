@@ -305,7 +305,6 @@ class DecodeMachine(Discovery):
             self._note_proof(link, "prefill failed without an outstanding write", now)
         if link.room.ended:
             self._let_go(link)
-        if link.room.ended:
             self._settle_room(link.room, now)
         else:
             self._fail_with(link.room, message.failure.failure(), now)

@@ -10,7 +10,7 @@ from kv_core.contract.failures import Failure
 from kv_core.contract.moments import LINKED, TROUBLE
 from kv_core.protocol import messages as msg
 from kv_core.protocol.effects import Disconnect, Effect, Resolve, Unwatch, Watch
-from kv_core.protocol.handshake import LayoutRules, refusal
+from kv_core.protocol.handshake import Difference, LayoutRules, refusal
 from kv_core.protocol.identity import Identity
 from kv_core.protocol.lifecycle import Event, Phase
 from kv_core.protocol.liveness import PeerLiveness
@@ -167,34 +167,31 @@ class Discovery(Quiescence):
 
     def _check_ready(self, room: Room, now: float) -> None:
         if (
-            room.phase is Phase.OPEN
-            and room.links
-            and not any(room.life in k.peer.awaiting for k in room.links.values())
-            and not self._lacks_sources(room, now)
+            room.phase is not Phase.OPEN
+            or not room.links
+            or any(room.life in link.peer.awaiting for link in room.links.values())
         ):
-            self._find_dummies(room)
-            self._apply(room, Event.PEERS_KNOWN, now)
-
-    def _lacks_sources(self, room: Room, now: float) -> bool:
-        """Whether the ranks that serve this room lack some of what this rank needs; then the room fails."""
-        node, peers = self.nodes.get(room.addr), [link.peer for link in room.links.values()]
-        sources = frozenset(peer.key for peer in peers)
-        if node is not None and node.whole == sources:
-            return False
-        missing = self.rules.missing([peer.layout for peer in peers if peer.layout is not None])
+            return
+        missing = self._missing(room)
         if missing:
             failure = refusal(missing, self.me.role, self.me.label, f"the prefill instance at {room.addr}")
             self._fail_with(room, failure, now)
-            return True
-        if node is not None:
-            node.whole = sources
-        return False
-
-    @staticmethod
-    def _find_dummies(room: Room) -> None:
-        """Now that the layouts are known: who sends nothing to this rank need not be waited for, and gets no pages to write."""
+            return
         for link in room.links.values():
+            # Now the layouts are known: who sends nothing to this rank is not waited for, and gets no pages to write.
             link.dummy = link.idle
+        self._apply(room, Event.PEERS_KNOWN, now)
+
+    def _missing(self, room: Room) -> list[Difference]:
+        """What this rank needs and the ranks that serve the room lack; worked out once for the same sources."""
+        node, peers = self.nodes.get(room.addr), [link.peer for link in room.links.values()]
+        sources = frozenset(peer.key for peer in peers)
+        if node is not None and node.whole == sources:
+            return []
+        missing = self.rules.missing([peer.layout for peer in peers if peer.layout is not None])
+        if node is not None and not missing:
+            node.whole = sources
+        return missing
 
     def _recheck_waiting(self, peer: Peer, now: float) -> None:
         waiting = list(peer.awaiting.values())

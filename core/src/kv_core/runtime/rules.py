@@ -73,6 +73,12 @@ class Pair:
         prefill, decode = self._ordered
         return pools_sent(prefill.layout, decode.layout, prefill.topology, decode.topology)
 
+    def work_out(self) -> None:
+        """Find out what moves while hands are shaken, on the control thread: it takes milliseconds for large layouts, and the
+        first to ask would be an engine's ``send``.
+        """
+        _ = self._moved
+
     def num_items(self, pool: str) -> int | None:
         """See ``PeerLayout``."""
         return self.theirs.layout.num_items(pool)
@@ -138,7 +144,10 @@ class Rules:
         # Fields say so by themselves, in the engine's words; what the layouts add to that is the rule.
         found = [replace(one, rule=rules[one.field]) if one.field in rules else one for one in found]
         more = [Difference(d.field, d.local, d.remote, rule or "") for rule, d in unfit if d.field not in told]
-        return found + more + _paged(remote)
+        found += more + _paged(remote)
+        if not found:
+            remote.work_out()
+        return found
 
     def missing(self, sources: list[PeerLayout]) -> list[Difference]:
         """See ``LayoutRules``."""

@@ -58,9 +58,8 @@ class SoftwareNic(Transport):
         self._memory = RegisteredMemory()
         self._nic = Nic(self._memory, self._logger, Purpose.READ if self._reads else Purpose.DATA)
         self._nic.open(context.config.host)
-        self._peers: dict[
-            PeerKey, Any
-        ] = {}  # each is an Outbound; in a NIC that reads, a Puller, which has the same face
+        # Each peer is an Outbound, or in a NIC that reads a Puller, which has the same face.
+        self._peers: dict[PeerKey, Any] = {}
         self._removed: list[Any] = []
         self._numbers = itertools.count(1)
         self._connections = itertools.count(1)  # over all peers and generations: a later one never has a lower number

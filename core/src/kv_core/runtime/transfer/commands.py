@@ -59,8 +59,8 @@ class Commands:
         try:
             if known.generation > peer.generation:
                 raise TransportError(f"generation {peer.generation} of peer {peer.name} is of the past", quiescent=True)
-            if known != peer:
-                self._forget(known)
+            if known != peer and known not in self._idle:
+                self._transport.remove_peer(known)
             self._known[peer.name] = peer
             plan, placement = command.layout.plan(), command.layout.placement
             if not plan.pools:  # nothing moves between the two: the transport need not know of the peer
@@ -90,16 +90,13 @@ class Commands:
             if len(self._removed_early) > REMEMBERED:
                 self._removed_early.popitem(last=False)
             return
-        try:
-            self._forget(peer)
-        except SURVIVED as error:
-            self._troubles.add("remove_peer() failed", error)
-
-    def _forget(self, peer: PeerKey) -> None:
         if peer in self._idle:
             self._idle.discard(peer)
-        else:
+            return
+        try:
             self._transport.remove_peer(peer)
+        except SURVIVED as error:
+            self._troubles.add("remove_peer() failed", error)
 
     def _fence(self, peer: PeerKey) -> None:
         try:

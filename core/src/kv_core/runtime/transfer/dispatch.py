@@ -240,7 +240,7 @@ class Dispatcher:
         if by_message and chunk.aux is not None:
             aux_rows = self._codec.encode(chunk.aux[0])
         if chunk.digest:
-            whole = page_batch(peer.plan, pages, chunk.layers)
+            whole = page_batch(peer.plan, pages, chunk.layers) if by_message else batch
             digest = describe_chunk(chunk, peer.plan, self._hasher.digest(whole)) if whole.slices else None
         return batch, digest, aux_rows
 

@@ -18,18 +18,8 @@ class PeerState:
     """
 
     __slots__ = (
-        "fabric",
-        "in_flight",
-        "jobs",
-        "key",
-        "placement",
-        "plan",
-        "prepared",
-        "problem",
-        "process",
-        "transfers",
-        "waiting",
-    )
+        "fabric", "in_flight", "jobs", "key", "placement", "plan", "prepared", "problem", "process", "transfers", "waiting",
+    )  # fmt: skip
 
     def __init__(self, key: PeerKey) -> None:
         self.key = key
