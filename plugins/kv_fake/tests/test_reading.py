@@ -12,9 +12,10 @@ import pytest
 from kv_core import Direction, Role, TransferState
 from kv_core.contract.transport import PeerKey, Prepared
 from kv_fake.dialing import NotWelcome, dial
+from kv_fake.iovec import Pieces
 from kv_fake.outbound import FakeTransfer
 from kv_fake.wire import Descriptor, Purpose
-from plugins.kv_fake.tests.support import POISON, End, drive, states, wait_until
+from plugins.kv_fake.tests.support import POISON, End, batch_of, drive, states, wait_until
 
 DONE, FAILED, PENDING = TransferState.DONE, TransferState.FAILED, TransferState.PENDING
 READ = Direction.READ
@@ -104,6 +105,25 @@ def test_a_read_that_is_under_way_can_be_cancelled(ends):
     there.transport._nic.running.set()
     assert states(here.finish(here.write(here.meet(there, 2), [5], [6]))) == [DONE]
     assert (here.pages[:, [1, 2]] == POISON).all()
+
+
+def test_a_cancel_that_comes_with_the_last_byte_does_not_harm_the_next_read(ends, monkeypatch):
+    """The connection was shut; whether the request had ended well is another question."""
+    here, there = ends
+    prepared = here.meet(there)
+    real = Pieces.receive
+
+    def receive(pieces: Pieces, *args: Any, **more: Any) -> None:
+        real(pieces, *args, **more)
+        if pieces is first.pieces:
+            here.transport.cancel(first)
+
+    monkeypatch.setattr(Pieces, "receive", receive)
+    first = here.transport.frame(prepared, batch_of(prepared, [1], [2]))
+    here.transport.post(first)
+    here.finish(first)
+    assert states(here.finish(here.write(prepared, [3], [4]))) == [DONE]
+    assert np.array_equal(here.pages[:, 3], there.pages[:, 4])
 
 
 def test_a_peer_that_is_removed_leaves_nothing_pending(ends):

@@ -122,7 +122,7 @@ class Puller:
             error = self._pull(transfer)
             with self._lock:
                 self._current = None
-                if error is not None:
+                if error is not None or self._given_up:  # shut, even if the last byte had come before
                     self._hang_up()
             if transfer.error is None and error is None:
                 transfer.finish()
