@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from core.tests.protocol.support import SHORT, Bench, Rank
+from core.tests.protocol.support import SHORT, Bench, Rank, at_rest
 from core.tests.protocol.test_endings import Stage
 from kv_core.contract.enums import FailureCode, FailureStage, KVPoll
 from kv_core.protocol import effects as fx
+from kv_core.protocol import messages as msg
 from kv_core.protocol.rooms import Room
 
 WHY = "TransferConfig.require_transport asks for 'rdma', and in use to this peer is 'tcp'"
@@ -114,3 +117,75 @@ def test_a_refusal_of_an_old_session_changes_nothing():
     stage.prefill.do(stage.prefill.machine.on_peer_refused, peer.key._replace(generation=peer.session - 1), WHY)
     assert stage.source is not None
     assert not stage.source.ended
+
+
+class Choosy:
+    """A decode rank that requires a fabric, and has shaken hands; its transport has not said yet what it uses."""
+
+    def __init__(self) -> None:
+        self.bench = bench = Bench()
+        self.prefill, self.decode = bench.prefill(), bench.decode(settings=replace(SHORT, require_transport="rdma"))
+        bench.meet(self.decode)
+        self.rooms = [(self.prefill.open(number), self.decode.open(number)) for number in (5, 6)]
+        for source, target in self.rooms:
+            self.prefill.init(source, 2)
+            self.prefill.send(source, 1, 2)
+            self.decode.init(target)
+            self.decode.offer(target, 2 * target.number, 2 * target.number + 1)
+        bench.pump()
+        assert self.decode.messages(msg.Announce), "prefill hears of the rooms"
+        self.untouched()
+
+    def untouched(self) -> None:
+        assert not self.decode.messages(msg.Metadata), "pages were named before the fabric was known"
+        assert not self.prefill.chunks
+
+
+def test_no_pages_are_named_before_the_fabric_is_known():
+    stage = Choosy()
+    refuse(stage, "decode")  # type: ignore[arg-type]
+    for source, target in stage.rooms:
+        assert_refused(source)
+        assert_refused(target)
+        assert source.release_safe
+        assert target.release_safe, "nothing could be written: no proof is waited for"
+    stage.untouched()
+
+
+def test_pages_are_named_once_when_it_is():
+    stage = Choosy()
+    (peer,) = stage.decode.machine.peers.values()
+    stage.decode.do(stage.decode.machine.on_peer_met, peer.key._replace(generation=peer.session - 1))
+    stage.untouched()
+    for _ in range(2):
+        stage.decode.do(stage.decode.machine.on_peer_met, peer.key)
+    third = stage.prefill.open(7), stage.decode.open(7)
+    stage.decode.init(third[1])
+    stage.decode.offer(third[1], 1)
+    stage.bench.pump()
+    assert [message.room for message in stage.decode.messages(msg.Metadata)] == [5, 6, 7]
+    stage.prefill.init(third[0], 1)
+    stage.prefill.send(third[0], 1)
+    for _ in range(3):
+        stage.prefill.land()
+    stage.bench.pump()
+    for source, target in [*stage.rooms, third]:
+        assert source.poll is target.poll is KVPoll.Success
+
+
+def test_a_room_that_is_given_up_meanwhile_is_free_at_once():
+    stage = Choosy()
+    for _, target in stage.rooms:
+        stage.decode.abort(target)
+        assert target.release_safe
+    (peer,) = stage.decode.machine.peers.values()
+    stage.decode.do(stage.decode.machine.on_peer_met, peer.key)
+    stage.bench.pump()
+    stage.untouched()
+    for source, target in stage.rooms:
+        assert source.failure is not None
+        assert source.failure.code is FailureCode.ABORTED_REMOTE
+        stage.prefill.clear(source)
+        stage.decode.clear(target)
+    stage.bench.pass_time(SHORT.probe_interval_s)
+    at_rest(stage.prefill, stage.decode)

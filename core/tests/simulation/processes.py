@@ -234,6 +234,9 @@ class Process:
             self.world.clock.at(
                 when, self.call, "peer failed", self.machine.on_peer_failed, effect.peer, "the fabric has no way there"
             )
+        else:
+            when = self.world.clock.now + self.rng.choice((0.001, 0.3 * self.rng.random()))
+            self.world.clock.at(when, self.call, "peer met", self.machine.on_peer_met, effect.peer)
 
     # -- proofs ----------------------------------------------------------------------------------------------------
 

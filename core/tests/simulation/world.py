@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from core.tests.simulation.bootstrap import Bootstrap
@@ -64,6 +64,8 @@ class World:
         self.clock = Clock()
         self.scenario = draw(self.rng)
         self.scenario.direction = direction_of(seed)
+        if seed % 3 == 0:  # the transport's word is waited for before pages are named
+            self.scenario.settings = replace(self.scenario.settings, require_transport="sim")
         self.codec = Codec(1 << 20) if self.scenario.codec else None
         self.processes: dict[str, Process] = {}
         self.handle_of: dict[tuple[str, int], Handle] = {}

@@ -339,6 +339,10 @@ class RecordingSink:
         self.still.add(id(chunk))
         self.events.append(("quiescent", chunk, None))
 
+    def peer_met(self, peer: PeerKey) -> None:
+        """Note it."""
+        self.events.append(("peer_met", peer, None))
+
     def peer_failed(self, peer: PeerKey, message: str) -> None:
         """Note it."""
         self.events.append(("peer_failed", peer, message))

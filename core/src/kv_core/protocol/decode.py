@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import FailureCode, FailureStage, Side
@@ -92,19 +93,34 @@ class DecodeMachine(Discovery):
         offer = room.offer
         assert offer is not None, "offered"
         self._set_deadline(room, now + self.settings.waiting_timeout_s)
-        kv = msg.WireIndices.of(offer.kv)
-        states = {pool: msg.WireIndices.of(items) for pool, items in offer.states.items()}
+        metadata = self._metadata(room, offer)
+        problem = self._too_long(metadata)
+        if problem:
+            self._fail(room, FailureCode.OVERLOADED, f"send_metadata(): {problem}", Side.DECODE, now=now)
+            return
         for link in room.links.values():
-            metadata = msg.Metadata(
-                room.number, room.life, kv, states, offer.aux_index, offer.decode_prefix_len, link.destinations
-            )
-            problem = self._too_long(metadata)
-            if problem:  # it is the same for all links
-                self._fail(room, FailureCode.OVERLOADED, f"send_metadata(): {problem}", Side.DECODE, now=now)
-                return
-            link.exposed = not (link.dummy or self.moves)
-            link.owes_quiesced = self.moves and not link.dummy
-            self._push(link.peer, metadata)
+            if not link.peer.meeting:
+                self._expose(link, metadata)
+
+    @staticmethod
+    def _metadata(room: Room, offer: Offer) -> msg.Metadata:
+        return msg.Metadata(
+            room.number, room.life, msg.WireIndices.of(offer.kv),
+            {pool: msg.WireIndices.of(items) for pool, items in offer.states.items()},
+            offer.aux_index, offer.decode_prefix_len, max(link.destinations for link in room.links.values()),
+        )  # fmt: skip
+
+    def _peer_met(self, peer: Peer) -> None:
+        for link in peer.rooms.values():
+            room = link.room
+            if room.phase is Phase.OFFERED and room.offer is not None:
+                self._expose(link, self._metadata(room, room.offer))
+
+    def _expose(self, link: RoomLink, metadata: msg.Metadata) -> None:
+        """Name the pages to a peer: from now on it may move bytes."""
+        link.exposed = not (link.dummy or self.moves)
+        link.owes_quiesced = self.moves and not link.dummy
+        self._push(link.peer, replace(metadata, destinations=link.destinations))
 
     def _verify(self, room: Room, now: float) -> None:
         self._set_deadline(room, now + self.settings.transferring_timeout_s)
@@ -344,6 +360,8 @@ class DecodeMachine(Discovery):
             self._refused(peer, refusal(found, self.me.role, self.me.label, told.label), now)
             return
         peer.introduction, peer.layout, peer.label = told, layout, told.label
+        # Prefill may write as soon as pages are named. Where the fabric has to be a certain one, they are named once it is known.
+        peer.meeting = self.settings.require_transport is not None
         self._effects.append(AddPeer(peer.key, told.descriptor, layout, told.process))
         self._dead.pop(peer.name, None)
         self._timers.cancel(("hello", peer))

@@ -52,7 +52,7 @@ class Unwatch:
 
 @dataclass(frozen=True)
 class AddPeer:
-    """Make the peer known to the transport and prepare the plan; answer with ``on_peer_failed`` if that fails.
+    """Make the peer known to the transport and prepare the plan; answer with ``on_peer_met``, ``on_peer_refused`` or ``on_peer_failed``.
 
     ``layout``: what the rules have read of the peer; the plan is made from it. ``process``: what the peer tells of its process, by which its end can be proven; empty if nothing.
     """

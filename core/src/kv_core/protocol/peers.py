@@ -59,6 +59,7 @@ class Peer:
     pings: int = 0
     stalled: bool = False
     unreachable: Unreachable | None = None
+    meeting: bool = False  # decode: what the transport uses to this peer is not known yet, and has to be
     replaced: bool = False  # another process lives at its address
 
     @property

@@ -46,6 +46,10 @@ class MachineSink:
         """The transport can't reach the peer."""
         self._runner.call(self._machine.on_peer_failed, peer, message)
 
+    def peer_met(self, peer: PeerKey) -> None:
+        """See ``TransferSink``."""
+        self._runner.call(self._machine.on_peer_met, peer)
+
     def peer_refused(self, peer: PeerKey, message: str) -> None:
         """The transport reaches the peer, over a fabric that this side does not allow."""
         self._runner.call(self._machine.on_peer_refused, peer, message)

@@ -66,6 +66,7 @@ class Commands:
             if not plan.pools:  # nothing moves between the two: the transport need not know of the peer
                 self._idle.add(peer)
                 self._dispatcher.peer_ready(peer, plan, placement, Prepared(peer, plan), "", command.process)
+                self._reports.peer_met(peer)
                 return
             self._transport.add_peer(peer, command.descriptor)
             prepared = self._transport.prepare(peer, plan)
@@ -81,6 +82,7 @@ class Commands:
             self._reports.peer_refused(peer, problem)
         else:
             self._dispatcher.peer_ready(peer, plan, placement, prepared, fabric, command.process)
+            self._reports.peer_met(peer)
 
     def _remove_peer(self, peer: PeerKey) -> None:
         if self._known.get(peer.name) == peer:

@@ -44,6 +44,10 @@ class Reports:
         """See ``TransferSink.quiescent``."""
         self._tell(self._sink.quiescent, chunk)
 
+    def peer_met(self, peer: PeerKey) -> None:
+        """See ``TransferSink.peer_met``."""
+        self._tell(self._sink.peer_met, peer)
+
     def peer_failed(self, peer: PeerKey, message: str) -> None:
         """See ``TransferSink.peer_failed``."""
         self._tell(self._sink.peer_failed, peer, message)

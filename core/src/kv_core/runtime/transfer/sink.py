@@ -40,6 +40,10 @@ class TransferSink(Protocol):
         """No byte of a chunk that was reported as failed can move any more."""
         ...
 
+    def peer_met(self, peer: PeerKey) -> None:
+        """The peer was added, its plan is prepared, and the fabric in use is one that ``require_transport`` allows."""
+        ...
+
     def peer_failed(self, peer: PeerKey, message: str) -> None:
         """The peer could not be added, or nothing could be prepared for it."""
         ...
