@@ -84,7 +84,10 @@ def run(section: str, options: argparse.Namespace) -> Any:
         elif section == "control":
             result = rooms.control(pair, quick=quick, rounds=rounds, options=settings, tell=tell)
         elif section == "staging":
-            result = staging.run(pair, quick=quick, rounds=rounds, options=settings, tell=tell)
+            result = {
+                "transport": staging.run(pair, quick=quick, rounds=rounds, options=settings, tell=tell),
+                "core": staging.through_core(pair, quick=quick, rounds=rounds, options=settings, tell=tell),
+            }
         elif section == "streaming":
             result = streaming.run(pair, quick=quick, rounds=rounds, options=settings, tell=tell)
         elif section == "observation":

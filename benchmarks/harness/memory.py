@@ -8,18 +8,24 @@ import numpy as np
 import numpy.typing as npt
 
 from kv_core import KVArgs, Pool
+from kv_core.contract.items import ItemLayout
+from kv_core.contract.memory import Buffer
 
 POISON = 0xA6
+TOKENS, HEADS = 16, 8
 KEY_BYTES = 8
 
 
 @dataclass(frozen=True)
 class Shape:
-    """``buffers`` buffers (keys and values of each layer) of ``pages`` items of ``item_bytes`` bytes."""
+    """``buffers`` buffers (keys and values of each layer) of ``pages`` items of ``item_bytes`` bytes. ``order``: NHD or HND, if
+    items are described, as ``TOKENS`` tokens of ``HEADS`` heads.
+    """
 
     buffers: int
     pages: int
     item_bytes: int
+    order: str = ""
 
     @property
     def page_bytes(self) -> int:
@@ -76,7 +82,21 @@ class Memory:
         shape = self.shape
         addresses = [self.address(buffer) for buffer in range(shape.buffers)]
         layers = [buffer // 2 for buffer in range(shape.buffers)]
-        return KVArgs(kv=Pool.uniform("kv", addresses, shape.item_bytes, shape.pages, layers=layers))
+        if not shape.order:
+            return KVArgs(kv=Pool.uniform("kv", addresses, shape.item_bytes, shape.pages, layers=layers))
+        item = ItemLayout.page(TOKENS, HEADS, shape.item_bytes // TOKENS // HEADS, order=shape.order)
+        buffers = [
+            Buffer(address, shape.item_bytes, shape.pages, layer, "kv"[n % 2], item)
+            for n, (address, layer) in enumerate(zip(addresses, layers, strict=True))
+        ]
+        return KVArgs(kv=Pool("kv", tuple(buffers)), page_size=TOKENS)
+
+    def unlike(self, mine: npt.NDArray[np.int64], theirs: npt.NDArray[np.int64]) -> int:
+        """How many of the destination's pages (HND) do not hold, head by head, what the source's (NHD) hold; all bytes compared."""
+        source = Memory(Shape(self.shape.buffers, self.shape.pages, self.shape.item_bytes), source=True)
+        wanted = source.bytes[:, theirs].reshape(self.shape.buffers, len(theirs), TOKENS, HEADS, -1).swapaxes(2, 3)
+        got = self.bytes[:, mine].reshape(wanted.shape)
+        return int((wanted != got).any(axis=(0, 2, 3, 4)).sum())
 
 
 def page_sets(pool: int, pages: int, slots: int, pattern: str, seed: int) -> list[npt.NDArray[np.int64]]:

@@ -28,9 +28,9 @@ class Rank:
         self._memories: dict[str, Memory] = {}
         self._ways: dict[str, tuple[Way, Memory]] = {}
 
-    def memory(self, name: str, buffers: int, pages: int, item_bytes: int) -> None:
+    def memory(self, name: str, buffers: int, pages: int, item_bytes: int, order: str = "") -> None:
         """Allocate and fill a pool."""
-        self._memories[name] = Memory(Shape(buffers, pages, item_bytes), source=self._source)
+        self._memories[name] = Memory(Shape(buffers, pages, item_bytes, order), source=self._source)
 
     def open(self, name: str, kind: str, memory: str, options: dict[str, Any]) -> dict[str, Any]:
         """Set up this side of a way."""
@@ -54,6 +54,12 @@ class Rank:
         assert isinstance(way, CoreWay), "only kv-core has rooms"
         return getattr(way.held, what)(**arguments)
 
+    def staged(self, name: str) -> int:
+        """How many batches went by way of the staging area, on a way that is kv-core."""
+        way = self._ways[name][0]
+        assert isinstance(way, CoreWay), "only kv-core stages"
+        return int(way.manager.snapshot()["transfers"]["totals"]["staged_batches"])
+
     def cpu(self) -> float:
         """Processor time so far."""
         return cpu_seconds()
@@ -64,7 +70,7 @@ class Rank:
             return 0
         memory = self._ways[name][1]
         theirs, mine = (page_sets(pools[i], pages, 1, pattern, i + 1)[0] for i in (0, 1))
-        wrong = memory.wrong_pages(mine, theirs)
+        wrong = memory.unlike(mine, theirs) if memory.shape.order else memory.wrong_pages(mine, theirs)
         memory.wipe(mine)
         return wrong
 

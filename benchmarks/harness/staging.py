@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.figures import Spread
+from benchmarks.harness.memory import HEADS, TOKENS
 from benchmarks.harness.ranks import Pair
 from benchmarks.harness.work import Work
 
@@ -62,6 +63,47 @@ def run(
                     ("detour_ms", detour), ("ratio", [a / b for a, b in zip(direct, detour, strict=True)]),
                     ("ratio_overlapped", [a / b for a, b in zip(direct, overlapped, strict=True)]),
                 )
+            }
+        )  # fmt: skip
+    return rows
+
+
+def through_core(
+    pair: Pair, *, quick: bool, rounds: int, options: dict[str, Any], tell: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """For each size the milliseconds of a room of 16 MiB through kv-core, NHD here and HND there, so that a piece is a head of a
+    token and a run a head's tokens: pieces as they are, and by way of the staging area.
+    """
+    rows = []
+    for piece in PIECES[1:-1:2] if quick else PIECES[:-1]:
+        item_bytes = piece * TOKENS * HEADS
+        pages = ROOM_BYTES // BUFFERS // item_bytes
+        memory = f"heads of {piece}"
+        pair.command(
+            "memory", name=memory, buffers=BUFFERS, item_bytes=item_bytes, pages=2 * pages,
+            by_role={"prefill": {"order": "NHD"}, "decode": {"order": "HND"}},
+        )  # fmt: skip
+        taken: dict[str, list[float]] = {"as they are": [], "staged": []}
+        for way in taken:
+            more = {"staging_bytes": 0} if way == "as they are" else {}
+            pair.open(way, "core", memory, **options, **more)
+            wrong = pair.run(way, Work(pages, 1)) and pair.command(
+                "verify", name=way, pages=pages, pattern="random", pools=[2 * pages, 2 * pages]
+            )
+            if wrong["decode"]:
+                raise RuntimeError(f"{wrong['decode']} of {pages} pages arrived wrong, {way}")
+        staged = pair["prefill"].call("staged", name="staged")
+        for number in range(rounds):
+            tell(f"staging, rooms with heads of {piece} bytes, round {number + 1} of {rounds}")
+            for way, values in taken.items():
+                values.append(_room_ms(pair, way, pages))
+        for way in taken:
+            pair.close(way)
+        ratio = [a / b for a, b in zip(taken["as they are"], taken["staged"], strict=True)]
+        rows.append(
+            {
+                "piece": piece, "run": piece * TOKENS, "staged": bool(staged), "as_is_ms": Spread.of(taken["as they are"]),
+                "staged_ms": Spread.of(taken["staged"]), "ratio": Spread.of(ratio),
             }
         )  # fmt: skip
     return rows

@@ -204,7 +204,7 @@ def streaming(result: dict[str, Any]) -> Iterator[str]:
     yield from table(head, rows)
 
 
-def staging(result: list[dict[str, Any]]) -> Iterator[str]:
+def staging(result: dict[str, Any]) -> Iterator[str]:
     """Small pieces, or a detour through a staging pool."""
     yield "### Staging: 16 MiB in small pieces, through the transport alone, milliseconds"
     yield ""
@@ -213,13 +213,24 @@ def staging(result: list[dict[str, Any]]) -> Iterator[str]:
             row["piece"], f"{row['pieces']:,}", row["direct_ms"].text(1), row["gather_ms"].text(1), row["wire_ms"].text(1),
             row["scatter_ms"].text(1), row["detour_ms"].text(1), row["ratio"].text(), row["ratio_overlapped"].text(),
         )
-        for row in result
+        for row in result["transport"]
     ]  # fmt: skip
     head = (
         "bytes of a piece", "pieces", "as they are", "gather", "1 MiB copies", "scatter", "detour", "as they are / detour",
         "as they are / its longest part",
     )  # fmt: skip
     yield from table(head, rows)
+    yield ""
+    yield "### Staging: rooms of 16 MiB through kv-core, NHD to HND, milliseconds"
+    yield ""
+    through = [
+        (
+            row["piece"], row["run"], row["as_is_ms"].text(1), row["staged_ms"].text(1) if row["staged"] else "not staged",
+            row["ratio"].text(),
+        )
+        for row in result["core"]
+    ]  # fmt: skip
+    yield from table(("bytes of a piece", "of a run there", "as they are", "staged", "as they are / staged"), through)
 
 
 OBSERVED = {

@@ -203,7 +203,7 @@ def assert_failed(handle: BaseKVHandle, limit_s: float = LIMIT_S) -> Failure:
     return failure
 
 
-TOTALS = frozenset({"dropped", "frames_in", "frames_out", "dropped_chunks", "stray_records"})
+TOTALS = frozenset({"dropped", "frames_in", "frames_out", "dropped_chunks", "stray_records", "staged_batches"})
 """Counters that only grow."""
 LASTING = frozenset({"fabrics", "peers", "nodes", "connections", "established", "probes", "tombstones", "resolving"})
 """What outlives rooms on purpose: sessions, and reasons that are remembered for a while."""

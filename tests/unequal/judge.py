@@ -18,22 +18,27 @@ PATIENT: dict[str, Any] = {"probe_interval_s": 5.0}
 """Nobody dies here, and eight processes may be slow on a busy machine."""
 
 
+AREAS = (64 << 20, 1 << 10, 0)
+"""Sizes of a staging area."""
+
+
 @dataclass
 class Result:
-    """What a pair came to. ``nbytes``: that were moved, over all decode ranks."""
+    """What a pair came to. ``nbytes``: that were moved, over all decode ranks; ``staged``: in so many batches by way of an area."""
 
     name: str
     backend: str
     ranks: str
     how: str = ""
     nbytes: int = 0
+    staged: int = 0
     problems: list[str] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
         """For the report."""
         told = "ok" if not self.problems else "WRONG"
         return {
-            "pair": self.name, "ranks": self.ranks, "backend": self.backend, "how": self.how, "bytes": self.nbytes,
+            "pair": self.name, "ranks": self.ranks, "backend": self.backend, "how": self.how, "bytes": self.nbytes, "staged": self.staged,
             "result": told,
         }  # fmt: skip
 
@@ -52,14 +57,25 @@ def taking_part(members: Sequence[Member], dp_rank: int) -> list[Member]:
 
 
 def drawn(workers: Workers, rng: np.random.Generator, **more: Any) -> dict[str, Any]:
-    """Settings of all managers: half of the rooms are verified by digests, and half are pulled where the backend reads."""
+    """Settings of all managers: half of the rooms are verified by digests, and half are pulled where the backend reads. Of three
+    one has the staging area that everybody has, one a small one, one has none.
+    """
     digest, reads = ("off", "all")[int(rng.integers(2))], bool(rng.integers(2)) and workers.reads
-    return {"digest": digest, "direction": "read" if reads else "write", **more}
+    area = {"staging_bytes": AREAS[int(rng.integers(len(AREAS)))]}
+    return {"digest": digest, "direction": "read" if reads else "write", **area, **more}
+
+
+def staged(scene: Scene, members: Sequence[Member]) -> int:
+    """How many batches went by way of a staging area, over all ranks."""
+    return sum(told["transfers"]["totals"]["staged_batches"] for told in scene.ask(members, "snapshot"))
 
 
 def told_of(config: dict[str, Any]) -> list[str]:
     """What was drawn, for a table."""
-    words = {"digests": config["digest"] == "all", "pull": config["direction"] == "read"}
+    area = config["staging_bytes"]
+    words = {
+        "digests": config["digest"] == "all", "pull": config["direction"] == "read", f"area of {area}": area != AREAS[0],
+    }  # fmt: skip
     return [word for word, said in words.items() if said]
 
 
@@ -80,6 +96,7 @@ def run_pair(workers: Workers, pair: Pair, seed: int) -> Result:
             outcomes = scene.ended(mine, told[0].room)
             result.problems += served(scene, members, mine, outcomes)
             result.problems += scene.rest()
+            result.staged = staged(scene, members)
             result.nbytes = sum(o.nbytes or 0 for o in outcomes if o.role == "decode")
         except AssertionError as error:
             result.problems.append(str(error))

@@ -146,16 +146,16 @@ class DoubleTransport(Transport):
 
     def register_memory(self, regions: Sequence[Region]) -> None:
         """Keep them."""
-        self._enter("register_memory")
-        self.registered = list(regions)
-        self._memory = HostMemory(regions)
+        self._enter("register_memory", regions)
+        self.registered += regions
+        self._memory = HostMemory(self.registered)
 
     def deregister_memory(self, regions: Sequence[Region]) -> None:
         """Forbidden while something is on its way."""
-        self._enter("deregister_memory")
+        self._enter("deregister_memory", regions)
         if any(not transfer.still for transfer in self.live.values()):
             self.breaches.append("deregister_memory before everything was quiescent")
-        self.registered = []
+        self.registered = [region for region in self.registered if region not in regions]
 
     def local_descriptor(self) -> bytes:
         """Nothing: tests say which memory a peer has."""

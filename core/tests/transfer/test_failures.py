@@ -296,7 +296,7 @@ def test_a_chunk_that_is_not_claimed_is_dropped():
     with bench() as b:
         b.sink.answer = lambda chunk: False
         b.submit(b.peer("decode"), [1], [1])
-        until(lambda: b.engine.snapshot()["totals"] == {"dropped_chunks": 1, "stray_records": 0})
+        until(lambda: b.engine.snapshot()["totals"]["dropped_chunks"] == 1)  # type: ignore[index]
         b.rest()
         assert b.transport.posted == []
         assert [event[0] for event in b.sink.events] == ["peer_met"]

@@ -16,7 +16,7 @@ from kv_core import Failure, KVPoll, KVTransferMetric, PeerEvent, RoomEvent
 ENDED = (KVPoll.Failed, KVPoll.Success)
 LASTING = frozenset({
     "fabrics", "peers", "nodes", "connections", "established", "probes", "tombstones", "resolving",
-    "dropped", "frames_in", "frames_out", "dropped_chunks", "stray_records",
+    "dropped", "frames_in", "frames_out", "dropped_chunks", "stray_records", "staged_batches",
 })  # fmt: skip
 """What outlives rooms in a snapshot on purpose, or only ever grows."""
 

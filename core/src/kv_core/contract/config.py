@@ -40,6 +40,9 @@ class TransferConfig:
     Work
         queue_shards: number of transfer queues (None: min(max(4, cpus // 16), 12), capped by the usable cpus).
         max_batch_descriptors: copies posted at once; window_bytes: bytes in flight to one peer.
+        staging_bytes: host memory of which the side that moves the bytes makes small pieces into long copies, or long copies
+            into small pieces, where the backend says that this is faster and the shapes of both sides allow it
+            (docs/topologies.md). Taken when the first such peer is met. 0: pieces are moved as they are.
         direction: who moves the bytes: ``Direction.WRITE``, prefill writes into decode's pages (push); ``Direction.READ``, decode
             reads prefill's (pull). None: WRITE if the backend declares it, else READ. One that it does not declare: ``NotSupported``
             when the manager is made. Both sides must have the same one: the handshake refuses others.
@@ -83,6 +86,7 @@ class TransferConfig:
     queue_shards: int | None = None
     max_batch_descriptors: int = 4_096
     window_bytes: int = 256 * 1024 * 1024
+    staging_bytes: int = 64 * 1024 * 1024
     direction: Direction | None = None
     digest: DigestMode = DigestMode.OFF
     digest_sample: int = 64
@@ -106,6 +110,8 @@ class TransferConfig:
             raise InvalidConfig(
                 f"TransferConfig.suspect_after ({self.suspect_after}) must be at least 1 and less than dead_after ({self.dead_after})"
             )
+        if self.staging_bytes < 0:
+            raise InvalidConfig(f"TransferConfig.staging_bytes is {self.staging_bytes}, must be at least 0")
         if not 0 <= self.control_port <= 65_535:
             raise InvalidConfig(f"TransferConfig.control_port is {self.control_port}, must lie in 0..65535")
         if self.flight_recorder != 0 and self.flight_recorder < MIN_HISTORY:

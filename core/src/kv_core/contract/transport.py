@@ -213,6 +213,13 @@ class Transport(ABC):
 
     threading: ClassVar[ThreadingModel] = ThreadingModel.OWNER
 
+    staging_below: ClassVar[int] = 0
+    """Bytes of a piece below which many pieces cost more than copying them together and moving long runs, as measured
+    (``docs/topologies.md``); 0: they never do. Core then stages in memory of its own, for which it calls ``register_memory`` once more,
+    before ``prepare``, on the side that moves the bytes: peers need not reach it. In the plan it is one more region behind the
+    rank's own, with a pool named after the staged one, of which items are rows of that region.
+    """
+
     def __init__(self, context: TransportContext) -> None:
         self.context = context
 

@@ -110,12 +110,6 @@ class DecodeMachine(Discovery):
             offer.aux_index, offer.decode_prefix_len, max(link.destinations for link in room.links.values()),
         )  # fmt: skip
 
-    def _peer_met(self, peer: Peer) -> None:
-        for link in peer.rooms.values():
-            room = link.room
-            if room.phase is Phase.OFFERED and room.offer is not None:
-                self._expose(link, self._metadata(room, room.offer))
-
     def _expose(self, link: RoomLink, metadata: msg.Metadata) -> None:
         """Name the pages to a peer: from now on it may move bytes."""
         link.exposed = not (link.dummy or self.moves)
@@ -380,6 +374,17 @@ class DecodeMachine(Discovery):
             self._refused(peer, failure, now)
         else:
             super()._on_refuse(peer, packet, now)
+
+    def on_peer_met(self, key: PeerKey, now: float) -> list[Effect]:
+        """See ``Machine.on_peer_met``: rooms that waited for this name their pages."""
+        peer = self.peers.get(key.name)
+        if peer is not None and peer.session == key.generation and peer.meeting:
+            peer.meeting = False
+            for link in peer.rooms.values():
+                room = link.room
+                if room.phase is Phase.OFFERED and room.offer is not None:
+                    self._expose(link, self._metadata(room, room.offer))
+        return super().on_peer_met(key, now)
 
     def on_peer_refused(self, key: PeerKey, message: str, now: float) -> list[Effect]:
         """See ``Machine.on_peer_refused``."""

@@ -417,14 +417,7 @@ class Machine:
 
     def on_peer_met(self, key: PeerKey, now: float) -> list[Effect]:
         """The transport has met this peer, over a fabric that this side allows."""
-        peer = self.peers.get(key.name)
-        if peer is not None and peer.session == key.generation and peer.meeting:
-            peer.meeting = False
-            self._peer_met(peer)
         return self._settle(now)
-
-    def _peer_met(self, peer: Peer) -> None:
-        """A peer that had to be met first has been."""
 
     def on_peer_refused(self, key: PeerKey, message: str, now: float) -> list[Effect]:
         """The transport reaches this peer over a fabric that this side does not allow: nothing may move between the two."""

@@ -23,6 +23,7 @@ class Tally:
     cases: int = 0
     plans: int = 0
     ranks: int = 0
+    staged: int = 0
     refused: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -39,6 +40,7 @@ def try_case(case: Case, limit: int, tally: Tally) -> None:
         raise
     tally.cases += 1
     tally.plans += world.moves
+    tally.staged += world.staged
     tally.ranks += world.ranks
 
 
@@ -139,7 +141,7 @@ def main() -> int:
     print(f"seed {options.seed}")
     for name, tally, seconds in run_all(options.step, options.ranks, options.seed, options.only):
         print(
-            f"{name:>9}: {tally.cases} cases, {tally.ranks} decode ranks, {tally.plans} plans, {tally.refused} refused "
+            f"{name:>9}: {tally.cases} cases, {tally.ranks} decode ranks, {tally.plans} plans ({tally.staged} batches staged), {tally.refused} refused "
             f"with their rule, {seconds:.1f} s" + "".join(f"; {note}" for note in tally.notes)
         )
         sys.stdout.flush()

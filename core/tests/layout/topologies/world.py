@@ -10,20 +10,24 @@ import numpy as np
 from core.tests.layout.topologies.model import POISON, STATE_ROWS, Case, Model, Side
 from kv_core.contract.items import ItemLayout
 from kv_core.contract.memory import Buffer, KVArgs, Pool, Topology
-from kv_core.contract.transport import TransferPlan
+from kv_core.contract.transport import PoolSlice, TransferPlan
 from kv_core.layout import (
     Batch,
     MemoryLayout,
     Pages,
     Stages,
+    mirror,
     missing_layers,
     page_batch,
     plan_transfer,
     segments,
     source_ranks,
 )
+from kv_core.layout.staging import StagedPool, staged_pools
 
 SPARE = 2
+AREA = 1 << 30
+"""Room for everything: whatever can be staged is."""
 
 
 class Held(NamedTuple):
@@ -72,7 +76,9 @@ class Memory:
 
 
 class World:
-    """One case. ``run`` moves everything that some decode ranks need and compares; ``moves`` counts plans."""
+    """One case. ``run`` moves everything that some decode ranks need and compares; ``moves`` counts plans, ``staged``
+    batches by way of a staging area.
+    """
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -80,6 +86,7 @@ class World:
         self.rng = np.random.default_rng(case.seed)
         self.sources: dict[tuple[int, ...], Rank] = {}
         self.moves = 0
+        self.staged = 0
         self.ranks = 0
 
     # -- ranks -----------------------------------------------------------------------------------------------------
@@ -203,12 +210,34 @@ class World:
         plan = self.plan(source, rank)
         self.moves += 1
         for number, batch in enumerate(self.batches(plan, source, rank)):
-            carry = by_formula if (self.case.seed + self.moves + number) % 2 else by_copies
-            here, there = carry(batch, source, rank)
+            here, there = self.carry(self.case.seed + self.moves + number, plan, batch, source, rank)
             assert here.size == batch.nbytes
             rank.memory[there] = source.memory[here]
             np.add.at(counts, there, 1)
         self.same_streams(plan, source, rank)
+
+    def carry(
+        self, way: int, plan: TransferPlan, batch: Batch, source: Rank, rank: Rank
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The bytes that a batch moves, here and there, in one of three ways."""
+        if way % 3 == 0:
+            return by_copies(batch, source, rank)
+        if way % 3 == 1:
+            return by_formula(batch, source, rank)
+        if way % 2:
+            mirrored = mirror(plan)
+            there, here = self.by_way_of_an_area(mirrored, swapped(batch, plan, mirrored), rank, source)
+        else:
+            here, there = self.by_way_of_an_area(plan, batch, source, rank)
+        return here, there
+
+    def by_way_of_an_area(
+        self, plan: TransferPlan, batch: Batch, mine: Rank, other: Rank
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What can be staged is: the one side writes what it gathered, or scatters what it read."""
+        pools = staged_pools(plan, AREA, AREA)
+        self.staged += any(part.plan.pool in pools for part in batch.slices)
+        return by_staging(batch, pools, mine, other)
 
     def same_streams(self, plan: TransferPlan, source: Rank, rank: Rank) -> None:
         """Both ends, each from the plan that it makes itself, see the same bytes in the same order."""
@@ -288,6 +317,35 @@ def by_formula(batch: Batch, source: Rank, rank: Rank) -> tuple[np.ndarray, np.n
                 out.append((start + item + inner * int(step[lane]) + byte).ravel())
     here, there = (np.concatenate(side) if side else np.zeros(0, np.int64) for side in found)
     return here, there
+
+
+def by_staging(batch: Batch, pools: dict[str, StagedPool], source: Rank, rank: Rank) -> tuple[np.ndarray, np.ndarray]:
+    """By way of an area in which each byte is the number of the byte that was gathered there."""
+    found = [by_copies(Batch(part for part in batch.slices if part.plan.pool not in pools), source, rank)]
+    for part in batch.slices:
+        pool = pools.get(part.plan.pool)
+        if pool is None:
+            continue
+        count, first = part.local_items.size, pool.address - source.layout.regions()[0].address
+        area = np.full((count + 1) * pool.row_bytes, -1, np.int64)
+        rows = area[pool.row_bytes :].reshape(count, pool.units, pool.unit)
+        columns = pool.columns(part.lanes)
+        rows[:, columns] = first + pool.pieces(part, columns)[:, :, None] * pool.unit + np.arange(pool.unit)
+        copies = Batch([pool.staged(part, 1)]).copies()
+        assert set(copies.local_region.tolist()) <= {len(source.bases)}
+        here = area[spread(copies.local_offset, copies.length)]
+        assert (here >= 0).all(), "only what was gathered is moved"
+        there = rank.bases[copies.remote_region.astype(np.intp)] + copies.remote_offset.astype(np.int64)
+        found.append((here, spread(there, copies.length)))
+    return np.concatenate([one for one, _ in found]), np.concatenate([other for _, other in found])
+
+
+def swapped(batch: Batch, plan: TransferPlan, mirrored: TransferPlan) -> Batch:
+    """The batch as the other side sees it."""
+    pools = {id(mine): other for mine, other in zip(plan.pools, mirrored.pools, strict=True)}
+    return Batch(
+        PoolSlice(pools[id(part.plan)], part.lanes, part.remote_items, part.local_items) for part in batch.slices
+    )
 
 
 def stream(batch: Batch, side: str, rank: Rank) -> np.ndarray:

@@ -50,6 +50,7 @@ class SoftwareNic(Transport):
     """
 
     threading = ThreadingModel.OWNER
+    staging_below = 2_048  # measured: docs/topologies.md
 
     def __init__(self, context: TransportContext) -> None:
         super().__init__(context)

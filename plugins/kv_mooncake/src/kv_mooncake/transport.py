@@ -79,6 +79,7 @@ class MooncakeTransport(Transport):
     """One engine: its memory, its peers, and what has been posted to them."""
 
     threading = ThreadingModel.BLOCKING
+    staging_below = 32_768  # measured over TCP: docs/topologies.md
 
     def __init__(self, context: TransportContext) -> None:
         super().__init__(context)

@@ -83,6 +83,7 @@ class NixlTransport(Transport):
     """One process's agent. See the module for threads, and for what a failure means."""
 
     threading = ThreadingModel.OWNER
+    staging_below = 8_192  # measured over CMA and TCP: docs/topologies.md
 
     def __init__(self, context: TransportContext) -> None:
         super().__init__(context)

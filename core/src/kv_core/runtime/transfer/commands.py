@@ -15,6 +15,7 @@ from kv_core.runtime.transfer.aux import AuxDataCodec
 from kv_core.runtime.transfer.digest import Hasher
 from kv_core.runtime.transfer.dispatch import Dispatcher
 from kv_core.runtime.transfer.reports import Reports
+from kv_core.runtime.transfer.staging import Staging
 from kv_core.runtime.transfer.troubles import SURVIVED, Troubles, described
 from kv_core.runtime.transfer.verify import Verifier
 
@@ -27,13 +28,14 @@ class Commands:
 
     def __init__(
         self, transport: Transport, dispatcher: Dispatcher, reports: Reports, troubles: Troubles, hasher: Hasher,
-        codec: AuxDataCodec, fabric_rule: FabricRule, max_pages: int,
+        codec: AuxDataCodec, fabric_rule: FabricRule, staging: Staging, max_pages: int,
     ) -> None:  # fmt: skip
         self._transport = transport
         self._dispatcher = dispatcher
         self._reports = reports
         self._troubles = troubles
         self._fabric_rule = fabric_rule
+        self._staging = staging
         self._verifier = Verifier(hasher, codec, self._plan_of, max_pages)
         self._known: dict[str, PeerKey] = {}  # by name: the generation that the transport knows
         self._idle: set[PeerKey] = set()  # peers of which the transport knows nothing, for nothing moves
@@ -69,7 +71,8 @@ class Commands:
                 self._reports.peer_met(peer)
                 return
             self._transport.add_peer(peer, command.descriptor)
-            prepared = self._transport.prepare(peer, plan)
+            wider, staged = self._staging.plan(plan)
+            prepared = self._transport.prepare(peer, wider)
             fabric = str(self._transport.describe(peer))
         except SURVIVED as error:
             self._troubles.add("a peer could not be added", error)
@@ -81,7 +84,7 @@ class Commands:
             self._dispatcher.peer_unusable(peer, problem)
             self._reports.peer_refused(peer, problem)
         else:
-            self._dispatcher.peer_ready(peer, plan, placement, prepared, fabric, command.process)
+            self._dispatcher.peer_ready(peer, plan, placement, prepared, fabric, command.process, staged)
             self._reports.peer_met(peer)
 
     def _remove_peer(self, peer: PeerKey) -> None:

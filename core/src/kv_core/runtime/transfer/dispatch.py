@@ -8,7 +8,7 @@ one peer, up to ``OPEN_JOBS`` chunks take turns batch by batch, so that a room o
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import Capability
@@ -24,6 +24,7 @@ from kv_core.runtime.transfer.outstanding import Outstanding
 from kv_core.runtime.transfer.poster import Poster
 from kv_core.runtime.transfer.reports import Reports
 from kv_core.runtime.transfer.shards import Shards
+from kv_core.runtime.transfer.staging import Load, Staged, Staging
 from kv_core.runtime.transfer.troubles import SURVIVED, Troubles, described
 
 REMEMBERED = 4_096
@@ -44,11 +45,13 @@ class Dispatcher:
 
     def __init__(
         self, config: TransferConfig, capabilities: frozenset[Capability], clock: Callable[[], float], shards: Shards,
-        reports: Reports, troubles: Troubles, hasher: Hasher, codec: AuxDataCodec, *, moves: bool = True,
+        reports: Reports, troubles: Troubles, hasher: Hasher, codec: AuxDataCodec, staging: Staging, *,
+        moves: bool = True, reads: bool = False,
     ) -> None:  # fmt: skip
         self._config = config
         self._can_cancel = Capability.CANCEL in capabilities
         self._moves = moves
+        self._reads = reads
         self._moves_aux = Capability.AUX in capabilities
         self._clock = clock
         self._shards = shards
@@ -56,6 +59,7 @@ class Dispatcher:
         self._troubles = troubles
         self._hasher = hasher
         self._codec = codec
+        self._staging = staging
         self._max_batch_bytes = max(1, config.window_bytes // BATCHES_IN_WINDOW)
         self._poster: Poster
         self._outstanding: Outstanding
@@ -76,12 +80,12 @@ class Dispatcher:
 
     def peer_ready(
         self, key: PeerKey, plan: TransferPlan, placement: Placement, prepared: Prepared, fabric: str,
-        process: Mapping[str, object],
+        process: Mapping[str, object], staged: Staged | None = None,
     ) -> None:  # fmt: skip
-        """Chunks for this peer may be posted from now on."""
+        """Chunks for this peer may be posted from now on. ``prepared``: of the plan, and of what is staged of it."""
         self._gone.pop(key, None)
         peer = self._peer(key)
-        peer.plan, peer.placement, peer.prepared = plan, placement, prepared
+        peer.plan, peer.placement, peer.prepared, peer.staged = plan, placement, prepared, staged
         peer.problem, peer.fabric, peer.process = "", fabric, process
         self._runnable[peer] = None
 
@@ -175,20 +179,49 @@ class Dispatcher:
             peer.jobs.appendleft(job)
             return False
         try:
+            load, wait = self._load(peer, batch)
+            if wait:
+                peer.jobs.appendleft(job)
+                return False
+        except SURVIVED as error:
+            self._troubles.add("a batch could not be gathered", error)
+            self._fail(job, described(error))
+            return True
+        posting = Posting(job, batch.nbytes)
+        posting.load = load
+        try:
             job.advance()
         except SURVIVED as error:
             self._troubles.add("a batch could not be made", error)
+            self._unload(posting)
             self._fail(job, described(error))
             return True
         if job.upcoming is not None:
             peer.jobs.append(job)  # at the end of the line
-        posting = Posting(job, batch.nbytes)
         job.postings.add(posting)
         job.outstanding += 1
         peer.in_flight += posting.nbytes
         peer.transfers += 1
-        self._poster.post(posting, batch)
+        self._poster.post(posting, batch if load is None else load.batch)
         return True
+
+    def _load(self, peer: PeerState, batch: Batch) -> tuple[Load | None, bool]:
+        """What the batch has of the staging area, if it is staged; or whether it waits for that."""
+        if peer.staged is None or not peer.staged.wants(batch):
+            return None, False
+        load, wait = self._staging.load(peer.staged, batch, peer.key)
+        if load is not None and not self._reads:
+            try:
+                load.gather()
+            except SURVIVED:
+                self._staging.unload(load)
+                raise
+        return load, wait
+
+    def _unload(self, posting: Posting) -> None:
+        load, posting.load = posting.load, None
+        if load is not None:
+            self._staging.unload(load)
 
     def _pick(self, peer: PeerState) -> ChunkJob | None:
         while peer.waiting and len(peer.jobs) < OPEN_JOBS:
@@ -215,7 +248,7 @@ class Dispatcher:
             if not self._moves:
                 self._offer(chunk, batch, digest, aux_rows)
                 return None
-            job = ChunkJob(chunk, peer, batch.split(self._config.max_batch_descriptors, self._max_batch_bytes))
+            job = ChunkJob(chunk, peer, self._batches(peer, batch))
             job.digest, job.aux_rows = digest, aux_rows
             job.advance()
         except SURVIVED as error:
@@ -225,6 +258,10 @@ class Dispatcher:
         self.active.add(job)
         self._conclude(job)
         return None if job.upcoming is None else job
+
+    def _batches(self, peer: PeerState, batch: Batch) -> Iterator[Batch]:
+        limits = self._config.max_batch_descriptors, self._max_batch_bytes
+        return batch.split(*limits) if peer.staged is None else peer.staged.batches(batch, *limits)
 
     def _prepare(
         self, chunk: TransferKVChunk, peer: PeerState
@@ -278,7 +315,9 @@ class Dispatcher:
         job.postings.discard(posting)
         if isinstance(error, TransportError) and error.quiescent:
             job.outstanding -= 1
+            self._unload(posting)
         else:
+            self._stick(posting)
             job.lost += 1
             self.lost += 1
         self._fail(job, described(error))
@@ -287,12 +326,14 @@ class Dispatcher:
         """It was not submitted: its job had been stopped, or its room had ended."""
         job = posting.job
         self._leave_window(posting)
+        self._unload(posting)
         job.postings.discard(posting)
         job.outstanding -= 1
         self._abandon(job, "the room ended before all of the chunk was posted")
 
     def on_overdue(self, posting: Posting, seconds: float) -> None:
         """``submit`` takes too long: the room does not wait for it, its pages have to."""
+        self._stick(posting)
         self._fail(
             posting.job,
             f"TimeoutError: submit() has not returned for {seconds:.1f} s, longer than "
@@ -309,20 +350,34 @@ class Dispatcher:
 
     def on_done(self, posting: Posting, wire_seconds: float | None) -> None:
         """All bytes of the posting landed."""
-        posting.job.completed(posting, self._clock(), wire_seconds)
+        job = posting.job
+        if self._reads and posting.load is not None and job.error is None and not job.chunk.room.ended:
+            try:
+                posting.load.scatter()
+            except SURVIVED as error:
+                self._troubles.add("a batch could not be scattered", error)
+                job.postings.discard(posting)
+                self._fail(job, described(error))
+        job.completed(posting, self._clock(), wire_seconds)
         self._settled(posting)
 
     def on_failed(self, posting: Posting, error: str) -> None:
         """The posting failed. It leaves the window: a peer that fails slowly shall not fill it up."""
         self._leave_window(posting)
+        self._stick(posting)
         self._fail(posting.job, error)
 
     def on_quiescent(self, posting: Posting) -> None:
         """A failed posting became quiescent."""
         self._settled(posting)
 
+    def _stick(self, posting: Posting) -> None:
+        if posting.load is not None:
+            self._staging.stick(posting.load)
+
     def _settled(self, posting: Posting) -> None:
         self._leave_window(posting)
+        self._unload(posting)
         posting.job.postings.discard(posting)
         posting.job.outstanding -= 1
         self._conclude(posting.job)

@@ -105,9 +105,14 @@ class TransferEngine:
             "outstanding_bytes": owner.outstanding.nbytes,
             "unanswered_submissions": owner.poster.busy(),
             "lost_submissions": owner.dispatcher.lost,
+            "staging_bytes": owner.staging.in_use,
             "commands": owner.commands.qsize(),
             "peers": len(owner.dispatcher.peers),
-            "totals": {"dropped_chunks": owner.dispatcher.dropped, "stray_records": owner.outstanding.strays},
+            "totals": {
+                "dropped_chunks": owner.dispatcher.dropped,
+                "stray_records": owner.outstanding.strays,
+                "staged_batches": owner.staging.batches,
+            },
         }
 
     def fabrics(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ from kv_core.contract.transport import PeerKey, Prepared, Transfer, TransferPlan
 from kv_core.layout import Batch, Placement
 from kv_core.protocol.chunks import ChunkResult, TransferKVChunk
 from kv_core.protocol.messages import ChunkDigest
+from kv_core.runtime.transfer.staging import Load, Staged
 
 
 class PeerState:
@@ -18,7 +19,8 @@ class PeerState:
     """
 
     __slots__ = (
-        "fabric", "in_flight", "jobs", "key", "placement", "plan", "prepared", "problem", "process", "transfers", "waiting",
+        "fabric", "in_flight", "jobs", "key", "placement", "plan", "prepared", "problem", "process", "staged", "transfers",
+        "waiting",
     )  # fmt: skip
 
     def __init__(self, key: PeerKey) -> None:
@@ -26,6 +28,7 @@ class PeerState:
         self.plan: TransferPlan | None = None
         self.placement: Placement | None = None
         self.prepared: Prepared | None = None
+        self.staged: Staged | None = None
         self.problem = ""
         self.fabric = ""  # what is really in use, in the transport's words
         self.process: Mapping[str, object] = {}  # what it told of its process
@@ -43,11 +46,12 @@ class PeerState:
 class Posting:
     """One batch that was given to the transport: ``transfer`` is None while ``submit`` has not returned."""
 
-    __slots__ = ("cancelled", "failed", "job", "nbytes", "retry_at", "started", "transfer", "windowed")
+    __slots__ = ("cancelled", "failed", "job", "load", "nbytes", "retry_at", "started", "transfer", "windowed")
 
     def __init__(self, job: ChunkJob, nbytes: int) -> None:
         self.job = job
         self.nbytes = nbytes
+        self.load: Load | None = None  # what it has of the staging area
         self.transfer: Transfer | None = None
         self.started = 0.0
         self.failed = False

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import Capability, Direction, ThreadingModel
-from kv_core.contract.transport import Transport
+from kv_core.contract.transport import PeerKey, Transport
 from kv_core.layout import MemoryLayout
 from kv_core.protocol.chunks import TransferKVChunk
 from kv_core.protocol.effects import AddPeer, FencePeer, RemovePeer, VerifyDigests
@@ -28,6 +28,7 @@ from kv_core.runtime.transfer.poster import DirectPoster, Poster
 from kv_core.runtime.transfer.reports import Reports
 from kv_core.runtime.transfer.shards import Shards
 from kv_core.runtime.transfer.sink import TransferSink
+from kv_core.runtime.transfer.staging import Staging
 from kv_core.runtime.transfer.troubles import SURVIVED, Troubles
 
 Command: TypeAlias = AddPeer | RemovePeer | FencePeer | VerifyDigests
@@ -71,9 +72,14 @@ class Owner:
         memory = HostMemory(layout.regions())
         reports = Reports(sink, self.troubles)
         hasher, codec = Hasher(memory), AuxDataCodec(layout, memory)
+        reads = direction is Direction.READ
+        self.staging = Staging(
+            transport, self.troubles, config.staging_bytes if moves else 0, len(layout.regions()),
+            self._has_room,
+        )  # fmt: skip
         self.dispatcher = Dispatcher(
-            config, capabilities, clock, shards, reports, self.troubles, hasher, codec, moves=moves
-        )
+            config, capabilities, clock, shards, reports, self.troubles, hasher, codec, self.staging, moves=moves, reads=reads,
+        )  # fmt: skip
         self.outstanding = Outstanding(transport, self.troubles, clock, self.dispatcher)
         self.poster: Poster
         if transport.threading is ThreadingModel.BLOCKING:
@@ -84,11 +90,11 @@ class Owner:
         else:
             self.poster = DirectPoster(transport, clock, self.dispatcher)
         self.dispatcher.connect(self.poster, self.outstanding)
-        self._deaths = Deaths(self.outstanding, is_dead, clock, reads=direction is Direction.READ)
+        self._deaths = Deaths(self.outstanding, is_dead, clock, reads=reads)
         self.parking = Parking(clock, self.dispatcher, self.troubles)
         self._perform = Commands(
             transport, self.dispatcher, reports, self.troubles, hasher, codec, FabricRule(config.require_transport),
-            config.max_indices,
+            self.staging, config.max_indices,
         ).perform  # fmt: skip
 
     # -- any thread ------------------------------------------------------------------------------------------------
@@ -111,6 +117,9 @@ class Owner:
         if self._asleep and not self._has_work():
             return 0.0
         return max(0.0, self._clock() - due)
+
+    def _has_room(self, peer: PeerKey) -> None:
+        self.dispatcher.on_free(peer)
 
     def _has_work(self) -> bool:
         return bool(
@@ -216,8 +225,10 @@ class Owner:
         self._guard("reporting the end failed", dispatcher.give_up)
         self.outstanding.drop_all()
         if self.quiescent:
-            self._guard("deregister_memory() failed", lambda: self._transport.deregister_memory(self._layout.regions()))
+            regions = (*self._layout.regions(), *self.staging.regions)
+            self._guard("deregister_memory() failed", lambda: self._transport.deregister_memory(regions))
         self._guard("the transport's close() failed", self._transport.close)
+        self.staging.close(quiescent=self.quiescent)
 
     def _refuse_all(self) -> None:
         self.dispatcher.close("the transfer engine was closed")

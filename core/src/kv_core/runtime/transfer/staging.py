@@ -1,0 +1,229 @@
+"""The staging area: memory of core's own, out of which small pieces go as long copies. Owner thread only, except ``in_use``."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from bisect import insort
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from kv_core.contract.memory import Region
+from kv_core.contract.transport import PeerKey, PoolSlice, TransferPlan, Transport
+from kv_core.layout import Batch
+from kv_core.layout.staging import StagedPool, staged_pools, staging_region, with_area
+from kv_core.runtime.transfer.troubles import SURVIVED, Troubles
+
+IN_FLIGHT = 4
+"""A batch has at most this part of the area, so that the next one is gathered while the last one moves."""
+_abandoned: list[mmap.mmap] = []
+"""Areas into which bytes may still come, or from which they may still be read, when their engine has ended: never unmapped."""
+
+
+class Area:
+    """Mapped and registered memory, given out in ranges of whole rows. First fit: there are few ranges at any time."""
+
+    def __init__(self, region: Region, memory: mmap.mmap) -> None:
+        self.region = region
+        self.bytes = np.frombuffer(memory, np.uint8)
+        self.in_use = 0
+        self._memory = memory
+        self._taken: list[tuple[int, int]] = []
+
+    def take(self, count: int, row_bytes: int) -> int | None:
+        """The number of the first of ``count`` rows side by side, or None if there is no room."""
+        need, start = count * row_bytes, 0
+        for begin, stop in self._taken:
+            if start + need <= begin:
+                break
+            start = max(start, -(-stop // row_bytes) * row_bytes)
+        if start + need > self.bytes.size:
+            return None
+        insort(self._taken, (start, start + need))
+        self.in_use += need
+        return start // row_bytes
+
+    def give_back(self, row: int, count: int, row_bytes: int) -> None:
+        """End what ``take`` began."""
+        self._taken.remove((row * row_bytes, (row + count) * row_bytes))
+        self.in_use -= count * row_bytes
+
+    def abandon(self) -> None:
+        """Keep the memory for ever."""
+        _abandoned.append(self._memory)
+
+
+class Load:
+    """Rows of the area that one batch has. ``batch`` is what the transport gets. ``stuck``: they may never come back."""
+
+    def __init__(self, area: Area, staged: StagedPool, part: PoolSlice, row: int, span: npt.NDArray[np.void]) -> None:
+        self.batch = Batch([staged.staged(part, row)])
+        self.stuck = False
+        self._area = area
+        self._staged = staged
+        self._part = part
+        self._row = row
+        self._span = span
+
+    def _rows(self) -> npt.NDArray[np.void]:
+        staged, count = self._staged, self._part.local_items.size
+        start = self._row * staged.row_bytes
+        taken = self._area.bytes[start : start + count * staged.row_bytes]
+        return taken.view(self._span.dtype).reshape(count, staged.units)
+
+    def gather(self) -> None:
+        """Copy the pieces into the rows."""
+        columns = self._staged.columns(self._part.lanes)
+        pieces, rows = self._staged.pieces(self._part, columns), self._rows()
+        # Indices are of pages that were checked against the pool; ``clip`` spares a copy, and nothing is clipped.
+        if pieces.shape == rows.shape:
+            np.take(self._span, pieces, out=rows, mode="clip")
+        else:
+            rows[:, columns] = np.take(self._span, pieces, mode="clip")
+
+    def scatter(self) -> None:
+        """Copy the rows to where the pieces belong."""
+        columns = self._staged.columns(self._part.lanes)
+        np.put(self._span, self._staged.pieces(self._part, columns), self._rows()[:, columns], mode="clip")
+
+    def give_back(self) -> None:
+        """The rows are used no more."""
+        self._area.give_back(self._row, self._part.local_items.size, self._staged.row_bytes)
+
+
+class Staged:
+    """How the pools of one peer are staged."""
+
+    def __init__(self, area: Area, pools: dict[str, StagedPool]) -> None:
+        self._area = area
+        self._pools = pools
+        self._spans = {name: _span(pool) for name, pool in pools.items()}
+
+    def batches(self, batch: Batch, max_descriptors: int, max_bytes: int) -> Iterator[Batch]:
+        """The batch in parts: those that are staged have one slice each, and a part of the area has room for it."""
+        yield from Batch(part for part in batch.slices if part.plan.pool not in self._pools).split(
+            max_descriptors, max_bytes
+        )
+        limit = self._area.bytes.size // IN_FLIGHT
+        for part in batch.slices:
+            pool = self._pools.get(part.plan.pool)
+            if pool is None:
+                continue
+            rows = max(1, limit // pool.row_bytes)
+            for at in range(0, part.local_items.size, rows):
+                some = slice(at, at + rows)
+                cut = part._replace(local_items=part.local_items[some], remote_items=part.remote_items[some])
+                for piece in Batch([cut]).split(max_descriptors, max_bytes):
+                    yield from (Batch([one]) for one in piece.slices)
+
+    def wants(self, batch: Batch) -> bool:
+        """Whether this part is staged."""
+        return batch.slices[0].plan.pool in self._pools
+
+    def load(self, batch: Batch) -> Load | None:
+        """Rows for a part that is staged; None if the area has no room now."""
+        (part,) = batch.slices
+        pool = self._pools[part.plan.pool]
+        row = self._area.take(part.local_items.size, pool.row_bytes)
+        return None if row is None else Load(self._area, pool, part, row, self._spans[part.plan.pool])
+
+
+def _span(pool: StagedPool) -> npt.NDArray[np.void]:
+    """The memory of a pool's buffers, and what is between them: of that no unit is ever named."""
+    raw = (ctypes.c_uint8 * pool.span).from_address(pool.address)
+    count = pool.span // pool.unit
+    return np.frombuffer(memoryview(raw).cast("B"), np.dtype((np.void, pool.unit)), count)
+
+
+class Staging:
+    """Decides which peers' pools are staged. The area is mapped, and registered, for the first peer that gains by it."""
+
+    def __init__(
+        self, transport: Transport, troubles: Troubles, nbytes: int, num_regions: int,
+        on_room: Callable[[PeerKey], None],
+    ) -> None:  # fmt: skip
+        self._transport = transport
+        self._troubles = troubles
+        self._nbytes = nbytes if transport.staging_below > 0 else 0
+        self._num_regions = num_regions
+        self._on_room = on_room
+        self._waiting: dict[PeerKey, None] = {}
+        self._area: Area | None = None
+        self._working = 0
+        self.batches = 0
+
+    @property
+    def in_use(self) -> int:
+        """Bytes of the area that are given out. Any thread."""
+        area = self._area
+        return 0 if area is None else area.in_use
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """What is registered besides the rank's own memory."""
+        return () if self._area is None else (self._area.region,)
+
+    def plan(self, plan: TransferPlan) -> tuple[TransferPlan, Staged | None]:
+        """What the transport prepares for a peer, and how it is used; the plan itself and None where nothing is staged."""
+        if not self._nbytes:
+            return plan, None
+        pools = staged_pools(plan, self._transport.staging_below, self._nbytes)
+        if not pools:
+            return plan, None
+        if self._area is None:
+            self._area = self._make()
+        if self._area is None:
+            return plan, None
+        return with_area(plan, pools, self._area.region), Staged(self._area, pools)
+
+    def _make(self) -> Area | None:
+        try:
+            memory = mmap.mmap(-1, self._nbytes)
+            address = ctypes.addressof(ctypes.c_uint8.from_buffer(memory))
+            region = staging_region(self._num_regions, address, self._nbytes)
+            self._transport.register_memory([region])
+        except SURVIVED as error:
+            self._troubles.add("no staging: its memory could not be had, or not registered", error)
+            self._nbytes = 0
+            return None
+        return Area(region, memory)
+
+    def load(self, staged: Staged, batch: Batch, peer: PeerKey) -> tuple[Load | None, bool]:
+        """Rows for a part; else None, and whether to wait for them: ``on_room`` is called when rows were given back.
+
+        Rows of transfers that failed and are not quiescent may never come back. If there are no others, nobody waits for them.
+        """
+        load = staged.load(batch)
+        if load is not None:
+            self._working += 1
+            self.batches += 1
+            return load, False
+        if self._working:
+            self._waiting[peer] = None
+        return None, bool(self._working)
+
+    def stick(self, load: Load) -> None:
+        """The transfer that has these rows failed, or hangs: they come back once it is quiescent, if ever."""
+        if not load.stuck:
+            load.stuck = True
+            self._working -= 1
+            self._tell()
+
+    def unload(self, load: Load) -> None:
+        """The transfer that had these rows is quiescent."""
+        load.give_back()
+        if not load.stuck:
+            self._working -= 1
+        self._tell()
+
+    def _tell(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for peer in waiting:
+            self._on_room(peer)
+
+    def close(self, *, quiescent: bool) -> None:
+        """The transport is closed. What may still be touched is never unmapped."""
+        if self._area is not None and not quiescent:
+            self._area.abandon()
