@@ -26,8 +26,9 @@ def run(
 ) -> dict[str, Any]:
     """How long from the end of the computation to Success: sent at once, and sent layer by layer.
 
-    First the same bytes are moved without a computation, which says how long one layer takes on the fabric; the
-    computation of a layer then takes as long, times ``SCALES``. The engine's thread sleeps meanwhile, as with a GPU.
+    First the same bytes are moved without a computation, as a whole and layer by layer; the latter says how long one layer takes
+    on the fabric. The computation of a layer then takes as long, times ``SCALES``. The engine's thread sleeps meanwhile, as with
+    a GPU.
     """
     pair.command("memory", name="pages", buffers=BUFFERS, item_bytes=ITEM_BYTES, pages=2 * PAGES)
     pair.open("streaming", "core", "pages", **options)
@@ -35,13 +36,15 @@ def run(
     work = Work(PAGES, rooms, patient=True, stamps=True, idle_s=KEEN_PASS_S)
     pair.run("streaming", replace(work, rooms=3))
     rows: dict[tuple[str, float], list[dict[str, float]]] = {}
-    whole_ms = []
+    whole_ms, layered_ms = [], []
     for number in range(rounds):
         tell(f"streaming, round {number + 1} of {rounds}")
         whole = _tail_ms(pair.run("streaming", work))
+        layered = _tail_ms(pair.run("streaming", replace(work, layers=LAYERS, streamed=True)))
         whole_ms.append(whole)
+        layered_ms.append(layered)
         for scale in SCALES:
-            computing = replace(work, layers=LAYERS, layer_s=scale * whole / LAYERS / 1e3)
+            computing = replace(work, layers=LAYERS, layer_s=scale * layered / LAYERS / 1e3)
             for name in ("at the end", "layer by layer"):
                 result = pair.run("streaming", replace(computing, streamed=name != "at the end"))
                 tail = _tail_ms(result)
@@ -51,6 +54,7 @@ def run(
     pair.close("streaming")
     return {
         "bytes": PAGES * BUFFERS * ITEM_BYTES, "layers": LAYERS, "rooms": rooms, "whole_ms": Spread.of(whole_ms),
+        "layered_ms": Spread.of(layered_ms),
         "cases": [
             {"sent": name, "compute": scale}
             | {key: Spread.of([one[key] for one in each]) for key in ("tail_ms", "part", "others_busy")}
