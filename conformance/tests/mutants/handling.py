@@ -101,7 +101,7 @@ class LateBytesMakeASuccess(CommonKVSender):
 
     def poll(self) -> KVPoll:
         state, room = super().poll(), self._room
-        late = state is KVPoll.Failed and room.complete and not room.busy and room.nbytes == 0 and bool(room.chunks)
+        late = state is KVPoll.Failed and room.complete and not room.busy and room.nbytes == 0 and bool(room.handed)
         return KVPoll.Success if late and not room.cleared else state
 
 
@@ -214,7 +214,7 @@ class MetricOfAFailure(CommonKVSender):
 
     def get_transfer_metric(self) -> KVTransferMetric:
         metric, room = super().get_transfer_metric(), self._room
-        if room.poll is KVPoll.Failed and room.chunks:
+        if room.poll is KVPoll.Failed and room.moved:
             return replace(metric, transfer_total_bytes=room.nbytes, transfer_latency_s=room.clock.seconds)
         return metric
 

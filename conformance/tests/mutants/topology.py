@@ -421,3 +421,33 @@ class NothingSentIsAFailure(CommonKVSender):
         state, room = super().poll(), self._room
         nothing = state is KVPoll.Success and room.nbytes == 0 and bool(room.expected)
         return KVPoll.Failed if nothing else state
+
+
+@mutant("memory_of_core_is_not_registered", "KV-TOPO-10")
+class MemoryOfCoreIsNotRegistered(FakeTransport):
+    """With ``staging_below`` core registers memory of its own when it meets a peer: here only what comes before the first
+    descriptor is registered.
+    """
+
+    def __init__(self, context: TransportContext) -> None:
+        super().__init__(context)
+        self._told = False
+
+    def local_descriptor(self) -> bytes:
+        self._told = True
+        return super().local_descriptor()
+
+    def register_memory(self, regions: Sequence[Region]) -> None:
+        if not self._told:
+            super().register_memory(regions)
+
+
+@mutant("the_last_region_is_forgotten", "KV-TOPO-10")
+class TheLastRegionIsForgotten(FakeTransport):
+    """What core stages is read from the plan's last local region: here one before it is read."""
+
+    def prepare(self, peer: PeerKey, plan: TransferPlan) -> FakePrepared:
+        prepared = super().prepare(peer, plan)
+        if plan.local_regions[-1].pool == "staging":
+            prepared.local[-1] = prepared.local[0]
+        return prepared
