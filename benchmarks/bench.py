@@ -1,6 +1,6 @@
 """Measure kv-core over a backend: goodput, the engine thread's time, the control plane, latency, frozen peers; planning.
 
-    python -m benchmarks.bench [--quick] [--json] [--only goodput,sync,frozen,calls,control,latency,streaming,observation,planning,staging]
+    python -m benchmarks.bench [--quick] [--json] [--only goodput,sync,frozen,calls,control,latency,streaming,observation,planning,staging,pull]
                                [--rounds 5]
                                [--backend fake|nixl|mooncake] [--fabric cma|tcp] [--env NAME=VALUE] [--option NAME=VALUE]
 
@@ -19,7 +19,7 @@ from importlib import metadata
 from typing import Any
 
 from benchmarks import unequal_cost
-from benchmarks.harness import frozen, goodput, latency, observation, rooms, staging, streaming, sync, tables
+from benchmarks.harness import frozen, goodput, latency, observation, pulling, rooms, staging, streaming, sync, tables
 from benchmarks.harness.figures import machine
 from benchmarks.harness.ranks import Pair
 
@@ -34,7 +34,10 @@ SECTIONS = (
     "observation",
     "planning",
     "staging",
+    "pull",
 )
+ONE_WAY = ("mooncake", "mori")
+"""Backends that do not read: there is nothing to compare."""
 FABRICS: dict[str, dict[str, dict[str, str]]] = {
     "nixl": {"cma": {}, "tcp": {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo"}},
     "mooncake": {"tcp": {"MC_FORCE_TCP": "1"}},
@@ -88,6 +91,8 @@ def run(section: str, options: argparse.Namespace) -> Any:
                 "transport": staging.run(pair, quick=quick, rounds=rounds, options=settings, tell=tell),
                 "core": staging.through_core(pair, quick=quick, rounds=rounds, options=settings, tell=tell),
             }
+        elif section == "pull":
+            result = pulling.run(pair, rounds=rounds, options=settings, tell=tell)
         elif section == "streaming":
             result = streaming.run(pair, quick=quick, rounds=rounds, options=settings, tell=tell)
         elif section == "observation":
@@ -162,8 +167,9 @@ def main() -> int:
             parser.error("--fabric cma: UCX_TLS is set, so that UCX would not choose by itself")
         options.env = {**fabrics[options.fabric], **options.env}
     if options.only is None:
-        options.only = [name for name in SECTIONS if name != "frozen" or options.fabric not in ONE_SIDED]
-        if len(options.only) < len(SECTIONS):
+        options.only = [name for name in SECTIONS if name != "pull" or options.backend not in ONE_WAY]
+        if options.fabric in ONE_SIDED:
+            options.only.remove("frozen")
             tell(f"frozen: left out, over {options.fabric} the memory of a stopped process is still written")
     result = measure(options)
     if options.json:

@@ -47,7 +47,7 @@ def report(result: dict[str, Any]) -> Iterator[str]:
         yield f"{result['engine'] or 'No engine'}; {', '.join(settings) or 'no settings'}."
     parts: dict[str, Callable[[Any], Iterator[str]]] = {
         "goodput": goodput, "sync": sync, "frozen": frozen, "calls": calls, "control": control, "latency": latency, "streaming": streaming, "staging": staging,
-        "observation": observation, "planning": planning,
+        "observation": observation, "planning": planning, "pull": pull,
     }  # fmt: skip
     for name, lines in parts.items():
         if name in result:
@@ -231,6 +231,17 @@ def staging(result: dict[str, Any]) -> Iterator[str]:
         for row in result["core"]
     ]  # fmt: skip
     yield from table(("bytes of a piece", "of a run there", "as they are", "staged", "as they are / staged"), through)
+
+
+def pull(result: list[dict[str, Any]]) -> Iterator[str]:
+    """The same rooms in both directions."""
+    yield "### Push and pull: milliseconds of a room"
+    yield ""
+    rows = [
+        (row["pages"], row["in_flight"], row["push_ms"].text(), row["pull_ms"].text(), row["ratio"].text())
+        for row in result
+    ]
+    yield from table(("pages", "in flight", "push", "pull", "push / pull"), rows)
 
 
 OBSERVED = {
