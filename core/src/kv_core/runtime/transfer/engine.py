@@ -93,6 +93,7 @@ class TransferEngine:
         ``queued_by_shard``: chunks put and not yet claimed or dropped, the parked ones (source not ready) included.
         ``active_chunks``: claimed and without a conclusion. ``outstanding_*``: taken by the transport, not known to be
         quiescent. ``unanswered_submissions``: handed to a peer's thread. ``lost_submissions``: see the class.
+        ``staging_bytes``: of the staging area, in use.
         """
         owner = self._owner
         queued = self._shards.counts()
