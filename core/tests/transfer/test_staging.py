@@ -152,6 +152,11 @@ class Stage:
         snapshot: Any = self.engine.snapshot()
         return int(snapshot[name] if name in snapshot else snapshot["totals"][name])
 
+    def turned(self, waits: int) -> bool:
+        """Whether the transport has been waited for once more than that."""
+        self.transport.wake()
+        return self.transport.waits > waits
+
     def rest(self) -> None:
         skipped = {"peers", "totals", "queued_by_shard"}
         until(lambda: not any(v for k, v in self.engine.snapshot().items() if k not in skipped), "rest")
@@ -302,6 +307,51 @@ def test_who_needs_rows_waits_while_they_may_come_back_and_goes_without_if_they_
         until(lambda: s.landed(chunk))
         assert theirs.got("kv", [3, 4], [1, 2])
         assert s.count("staging_bytes") > 0
+
+
+def test_small_parts_do_not_keep_a_large_one_waiting_for_ever():
+    transport = Writer(auto=False)
+    with stage(transport, Shard(0, 1, filled=True), staging_bytes=3 * ROW) as s:
+        small, large = s.peer(Shard(1, 4, filled=False), "small"), s.peer(Shard(1, 2, filled=False), "large")
+        for _ in range(4):
+            s.submit(small, list(range(PAGES)), list(range(PAGES)))
+        until(
+            lambda: s.count("staging_bytes") > 3 * ROW - PAGE_BYTES * 2 * LAYERS // 2, "the area is full of small parts"
+        )
+        chunk = s.submit(large, [1], [2])
+        until(lambda: s.count("active_chunks") == 5)
+        for oldest in range(16):  # as many as the area holds, and no more, may go before it
+            if any(transfer.peer == large.key for transfer in transport.posted):
+                break
+            transport.land(transport.posted[oldest])
+            until(partial(getattr, transport.posted[oldest], "released"))
+            until(partial(s.turned, transport.waits + 1), "the engine has posted what it can")
+        else:
+            raise AssertionError("small parts go before it again and again")
+        transport.auto = True
+        transport.wake()
+        until(lambda: s.landed(chunk))
+        s.rest()
+
+
+def test_who_waited_first_and_is_gone_keeps_nobody_waiting():
+    transport = Writer(auto=False)
+    theirs = Shard(0, 2, filled=False)
+    with stage(transport, Shard(0, 1, filled=True), staging_bytes=3 * ROW) as s:
+        peers = [s.peer(Shard(1, 2, filled=False), name) for name in ("working", "first")] + [s.peer(theirs, "second")]
+        s.submit(peers[0], [0, 1, 2, 3], [0, 1, 2, 3])
+        until(lambda: len(transport.posted) == 4, "the area is full")
+        s.submit(peers[1], [1], [1])
+        until(lambda: s.count("active_chunks") == 2)
+        chunk = s.submit(peers[2], [1], [5])
+        until(lambda: s.count("active_chunks") == 3)
+        s.engine.put(RemovePeer(peers[1].key))
+        until(lambda: s.sink.failures)
+        transport.auto = True
+        transport.wake()
+        until(lambda: s.landed(chunk))
+        assert theirs.got("kv", [5], [1])
+        s.rest()
 
 
 def test_a_submission_that_is_refused_gives_its_rows_back():

@@ -149,6 +149,7 @@ class Staging:
         self._nbytes = nbytes if transport.staging_below > 0 else 0
         self._num_regions = num_regions
         self._on_room = on_room
+        self._first: PeerKey | None = None
         self._waiting: dict[PeerKey, None] = {}
         self._area: Area | None = None
         self._working = 0
@@ -191,18 +192,30 @@ class Staging:
         return Area(region, memory)
 
     def load(self, staged: Staged, batch: Batch, peer: PeerKey) -> tuple[Load | None, bool]:
-        """Rows for a part; else None, and whether to wait for them: ``on_room`` is called when rows were given back.
+        """Rows for a part; else None, and whether to wait for them: ``on_room`` is called when it is to be tried again.
 
-        Rows of transfers that failed and are not quiescent may never come back. If there are no others, nobody waits for them.
+        While one waits, those that come later wait behind it: else small parts could keep a large one waiting for ever. Rows of
+        transfers that failed and are not quiescent may never come back. If no others are out, nobody waits for them.
         """
+        if self._first not in (None, peer):
+            self._waiting[peer] = None
+            return None, True
         load = staged.load(batch)
+        if load is None and self._working:
+            self._first = peer
+            return None, True
         if load is not None:
             self._working += 1
             self.batches += 1
-            return load, False
-        if self._working:
-            self._waiting[peer] = None
-        return None, bool(self._working)
+        if self._first is not None:
+            self._let_in()
+        return load, False
+
+    def _let_in(self) -> None:
+        """Nobody is first any more: whoever waited may try."""
+        waiting, self._waiting, self._first = self._waiting, {}, None
+        for peer in waiting:
+            self._on_room(peer)
 
     def stick(self, load: Load) -> None:
         """The transfer that has these rows failed, or hangs: they come back once it is quiescent, if ever."""
@@ -219,9 +232,12 @@ class Staging:
         self._tell()
 
     def _tell(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for peer in waiting:
-            self._on_room(peer)
+        first = self._first
+        if first is None:
+            return
+        if not self._working:  # there will be no more room than now; and the first one may have lost its interest
+            self._let_in()
+        self._on_room(first)
 
     def close(self, *, quiescent: bool) -> None:
         """The transport is closed. What may still be touched is never unmapped."""
