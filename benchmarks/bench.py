@@ -36,7 +36,7 @@ SECTIONS = (
     "staging",
     "pull",
 )
-ONE_WAY = ("mooncake", "mori")
+ONE_WAY = ("mori",)
 """Backends that do not read: there is nothing to compare."""
 FABRICS: dict[str, dict[str, dict[str, str]]] = {
     "nixl": {"cma": {}, "tcp": {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo"}},

@@ -39,7 +39,7 @@ READ, WRITE = Direction.READ, Direction.WRITE
 SHAPE = Shape(pages=64, layers=4, page_bytes=4096, aux_rows=8, states={"mamba": (8, 640)})
 
 
-@pytest.fixture(params=["fake", "nixl"])
+@pytest.fixture(params=["fake", "nixl", "mooncake"])
 def backend(request: pytest.FixtureRequest) -> str:
     """Those that read."""
     try:

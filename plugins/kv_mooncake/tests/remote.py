@@ -10,9 +10,9 @@ from kv_core import Role
 from plugins.kv_mooncake.tests.support import POISON, End
 
 
-def main(settings: dict[str, int]) -> None:
+def main(settings: dict[str, Any]) -> None:
     """Serve requests from standard input until it ends."""
-    with End(Role.DECODE, fill=POISON, **settings) as end:
+    with End(Role.DECODE, **{"fill": POISON, **settings}) as end:
         arrays = {"kv": end.pages, "aux": end.aux, "mamba": end.state}
         addresses = {pool.name: [buffer.address for buffer in pool.buffers] for pool in end.args.pools()}
         _say({"name": end.name, "descriptor": end.descriptor.hex(), "addresses": addresses})

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kv_core import KVArgs, Pool, Role, TransferConfig
+from kv_core import Direction, KVArgs, Pool, Role, TransferConfig
 from kv_core.contract.transport import PeerKey, Prepared, Transfer, TransferProgress, TransportContext
 from kv_core.layout import Batch, MemoryLayout, make_batch, plan_transfer
 from kv_mooncake import MooncakeTransport, preflight
@@ -44,7 +44,7 @@ class End:
 
     def __init__(
         self, role: Role, *, buffers: int = 4, items: int = 64, item_len: int = 4096, fill: int | None = None,
-        seed: int = 0, options: Any = None,
+        seed: int = 0, options: Any = None, direction: Direction = Direction.WRITE,
     ) -> None:  # fmt: skip
         random = np.random.default_rng(seed)
 
@@ -56,7 +56,7 @@ class End:
         self.layout = MemoryLayout.of(self.args)
         self.name = uuid.uuid4().hex
         config = TransferConfig(options=dict(options or {"protocol": "tcp"}))
-        self.transport = MooncakeTransport(TransportContext(role, self.name, config))
+        self.transport = MooncakeTransport(TransportContext(role, self.name, config, direction))
         try:
             self.transport.register_memory(self.layout.regions())
         except BaseException:
@@ -86,7 +86,7 @@ class End:
         return plan_transfer(self.layout, other.layout, local_topology=place, remote_topology=place)
 
     def write(self, prepared: Prepared, local: npt.ArrayLike, remote: npt.ArrayLike) -> TransferProgress:
-        """Submit these pages; how it went."""
+        """Submit these pages, to be written or read; how it went."""
         return self.finish(self.transport.submit(prepared, batch_of(prepared, local, remote)))
 
     def finish(self, transfer: Transfer) -> TransferProgress:
@@ -122,9 +122,9 @@ def batch_of(
 
 
 class RemoteEnd:
-    """A receiving end in another process."""
+    """The other end, in another process: it receives, or with a ``fill`` of None has bytes to be read."""
 
-    def __init__(self, settings: Mapping[str, int] = SHAPE, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, settings: Mapping[str, Any] = SHAPE, environment: Mapping[str, str] | None = None) -> None:
         command = [sys.executable, "-m", "plugins.kv_mooncake.tests.remote", json.dumps(dict(settings))]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env={**os.environ, **(environment or {})}

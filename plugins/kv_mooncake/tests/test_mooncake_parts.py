@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 
 from kv_core import (
-    Direction,
     InvalidConfig,
     MemoryKind,
-    NotSupported,
     Region,
     RegistrationError,
     Role,
@@ -156,11 +154,9 @@ def test_the_protocol_follows_the_devices_of_the_host(monkeypatch, tmp_path):
         fabric(protocol="rdma")
 
 
-def test_a_host_that_is_none_and_reading_are_refused():
+def test_a_host_that_is_none_is_refused():
     with pytest.raises(InvalidConfig):
         MooncakeTransport(TransportContext(Role.PREFILL, "me", TransferConfig(advertised_host="no host")))
-    with pytest.raises(NotSupported, match=r"reading from a peer \(pull\)"):
-        MooncakeTransport(TransportContext(Role.DECODE, "me", TransferConfig(), Direction.READ))
 
 
 def test_the_environment_is_left_as_it_was(monkeypatch):

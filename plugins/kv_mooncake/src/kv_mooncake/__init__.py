@@ -18,7 +18,7 @@ __version__ = version("kv-mooncake")
 @hookimpl
 def kv_backend() -> BackendRecord:
     """Mooncake, as a backend. Whether it moves CUDA memory depends on the engine's wheel, and on the host."""
-    capabilities = {Capability.WRITE, Capability.AUX, Capability.STATE, Capability.PROBE}
+    capabilities = {Capability.WRITE, Capability.READ, Capability.AUX, Capability.STATE, Capability.PROBE}
     if may_have_cuda():  # elsewhere a pool of CUDA memory is refused for what it is, and not by the engine's error code
         capabilities.add(Capability.CUDA)
     info = BackendInfo(

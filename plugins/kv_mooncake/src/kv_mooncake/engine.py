@@ -47,10 +47,10 @@ class Wheel(NamedTuple):
 # nothing was posted, `copies` is (session, addresses here, addresses there, lengths) with lists of int:
 #   initialize(host, "P2PHANDSHAKE", protocol, devices) -> code             get_rpc_port() -> port, its name for peers
 #   register_memory(address, nbytes, location) -> code                      unregister_memory(address) -> code
-#   batch_transfer_async_write(*copies) -> id                               batch_transfer_sync_write(*copies) -> code
+#   batch_transfer_async_write(*copies), ..._async_read(*copies) -> id      batch_transfer_sync_write, ..._sync_read(*copies) -> code
 #   get_batch_transfer_status([ids]) -> code: waits in a native busy loop, frees the ids
 #   transfer_submit_write(session, address, address, length) -> id, of one copy
-#   transfer_check_status(id) -> 1 done, -1 failed (both free it), 0 pending: does not wait
+#   transfer_check_status(id) -> 1 done, -1 failed (both free it), 0 pending: does not wait; an id of one copy alone
 Engine: TypeAlias = Any
 
 

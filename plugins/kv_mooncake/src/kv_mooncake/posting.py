@@ -65,11 +65,14 @@ class Piece(NamedTuple):
 class Mover:
     """Moves copies with one engine. Any number of threads; ``stop`` makes all of them give up waiting.
 
-    ``timeout_s``: what the engine gives a piece, besides a nanosecond for each byte.
+    ``timeout_s``: what the engine gives a piece, besides a nanosecond for each byte. ``reads``: copies go from there to here.
     """
 
-    def __init__(self, engine: Engine, timeout_s: float, *, spin: bool, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, engine: Engine, timeout_s: float, *, spin: bool, clock: Callable[[], float], reads: bool = False
+    ) -> None:
         self._engine = engine
+        self._reads = reads
         self._timeout_s = timeout_s
         self.spin = spin
         self.clock = clock
@@ -90,10 +93,14 @@ class Mover:
         local, remote, length = copies.local.tolist(), copies.remote.tolist(), copies.length.tolist()
         nbytes = sum(length)
         final = local.pop(), remote.pop(), length.pop()
-        batch = engine.batch_transfer_async_write(session, local, remote, length) if local else 0
+        many = engine.batch_transfer_async_read if self._reads else engine.batch_transfer_async_write
+        batch = many(session, local, remote, length) if local else 0
         if local and not batch:
             return Outcome(f"the engine has no session with the peer at {session} and took nothing", posted=False)
-        last = engine.transfer_submit_write(session, *final)
+        # The engine has no call that reads one copy; a batch of one can be asked about in the same way.
+        last = (
+            many(session, *([one] for one in final)) if self._reads else engine.transfer_submit_write(session, *final)
+        )
         if not last:
             return Outcome(f"the engine took only a part for the peer at {session}", posted=bool(batch))
         return Piece(batch, last, nbytes, now, now + self._timeout_s + nbytes * 1e-9)
@@ -126,11 +133,12 @@ class Mover:
         return Outcome(f"{meaning(code or min(state, -1))}, {now - piece.begun:.3f} s after it was posted")
 
     def move_spinning(self, session: str, copies: Copies) -> Outcome:
-        """Write all copies with the engine's waiting call."""
+        """Move all copies with the engine's waiting call."""
+        move = self._engine.batch_transfer_sync_read if self._reads else self._engine.batch_transfer_sync_write
         for start in range(0, len(copies.length), PIECE * IN_FLIGHT):
             begun = self.clock()
             piece = [array[start : start + PIECE * IN_FLIGHT].tolist() for array in copies]
-            code = self._engine.batch_transfer_sync_write(session, *piece)
+            code = move(session, *piece)
             if code:
                 seconds = self.clock() - begun
                 return Outcome(

@@ -17,6 +17,9 @@ FAILED and *not* quiescent. What would prove it quiescent, and what does not:
   go on.
 - *That the peer's process has ended*, does: its memory is gone with it. That proof is core's.
 
+Reads are no better: a stopped peer answers what it was asked for when it wakes up, and the engine puts it where it was to go,
+long after it gave the read up.
+
 So such a batch is reported as not quiescent for as long as core asks, and core keeps its pages in quarantine, and counts
 them. Quiescent from the start is what was refused before anything was posted: a peer that was removed, an open breaker, an
 engine that does not answer, a session that could not be opened.
@@ -33,7 +36,7 @@ from queue import Empty, SimpleQueue
 
 import numpy as np
 
-from kv_core import Direction, InvalidConfig, NotSupported, Region, ThreadingModel, TransferState, TransportError
+from kv_core import Direction, InvalidConfig, Region, ThreadingModel, TransferState, TransportError
 from kv_core.contract.transport import (
     PeerKey,
     Prepared,
@@ -83,8 +86,6 @@ class MooncakeTransport(Transport):
 
     def __init__(self, context: TransportContext) -> None:
         super().__init__(context)
-        if context.direction is Direction.READ:
-            raise NotSupported("reading from a peer (pull)", "read")
         host = context.advertised_host
         _check_host(host)
         self._options, self._fabric = read(context.config.options)
@@ -93,7 +94,9 @@ class MooncakeTransport(Transport):
         protocol, devices = self._fabric
         self._engine = open_engine(address, protocol, ",".join(devices), self._fabric.environment)
         self._memory = RegisteredMemory(self._engine)
-        self._mover = Mover(self._engine, timeout_s, spin=protocol != "tcp", clock=time.monotonic)
+        self._mover = Mover(
+            self._engine, timeout_s, spin=protocol != "tcp", clock=time.monotonic, reads=context.direction is Direction.READ
+        )  # fmt: skip
         self._descriptor = Descriptor(host, self._engine.get_rpc_port(), protocol)
         self._peers: dict[PeerKey, Peer] = {}
         self._lines: list[Line] = []  # also those of peers that were removed, while they wait for something
