@@ -44,7 +44,7 @@ class End:
 
     def __init__(
         self, role: Role, *, buffers: int = 4, items: int = 64, item_len: int = 4096, fill: int | None = None,
-        seed: int = 0, options: Any = None, direction: Direction = Direction.WRITE,
+        seed: int = 0, options: Any = None, direction: Any = Direction.WRITE,
     ) -> None:  # fmt: skip
         random = np.random.default_rng(seed)
 
