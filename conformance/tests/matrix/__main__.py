@@ -80,7 +80,7 @@ class Session:
             return 1
         self.each(broken, self.mutant)
         self.again()
-        if not self.asked.only:
+        if not (self.asked.only or self.asked.incomplete):
             self.cover()
         self.write()
         again = f", {len(self.doubtful)} run again" if self.doubtful else ""

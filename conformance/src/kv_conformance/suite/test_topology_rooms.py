@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from time import sleep
+from typing import Any
 
 from kv_conformance.catalog import check
 from kv_conformance.harness import Fault
@@ -56,13 +57,19 @@ def test_several_sources_of_one_room(env: Env) -> None:
 @check("KV-TOPO-10", reaches=("one destination has named its pages, and the other has not",), gate=False)
 def test_several_destinations_of_one_room(env: Env) -> None:
     """One prefill rank may serve several decode ranks in a room, each by a plan of its own: it waits for input until all of them have
-    named their pages, each gets its part, and the sender's metric counts all of them, each receiver's its own.
+    named their pages, each gets its part, and the sender's metric counts all of them, each receiver's its own. So it is with pieces
+    as they are, and where the backend has core stage them.
 
     If this fails, look for what you keep of a plan or a peer for longer than a batch, and at a sender of your own that knows one
-    peer.
+    peer; with ``staging_below``, whether memory can be registered after the first descriptor was made.
     """
+    for config in ({"staging_bytes": 0}, {}):
+        _two_destinations(env, config)
+
+
+def _two_destinations(env: Env, config: dict[str, Any]) -> None:
     model = Model(row=40, tokens=24)
-    pair = Instances(env, model, Side(), Side(tp=2))
+    pair = Instances(env, model, Side(), Side(tp=2), config=config)
     (prefill,) = pair.prefills
     pair.open()
     prefill.init()
@@ -85,6 +92,7 @@ def test_several_destinations_of_one_room(env: Env) -> None:
         _counts(decode, nbytes, 3)
     _counts(prefill, sum(parts), 3)
     pair.moves()
+    pair.close()
 
 
 @check("KV-TOPO-11", gate=False)
