@@ -35,10 +35,13 @@ from kv_core.protocol.peers import Peer
 from kv_core.protocol.rooms import Room, RoomLink
 from kv_core.runtime.rules import Pair, Place
 from kv_core.runtime.transfer import TransferEngine
+from kv_core.runtime.transfer.staging import SHARES
 
 SEED = 11
 TOKENS, HEADS, HEAD_BYTES, LAYERS, PAGES, ROWS = 4, 4, 16, 3, 24, 4
 PAGE_BYTES = TOKENS * HEADS * HEAD_BYTES
+ROWS_BYTES = LAYERS * PAGE_BYTES
+"""What a page's share of one of two ranks takes of the area."""
 ROW = LAYERS * 2 * PAGE_BYTES // 2 + LAYERS * 2 * 64
 """More than a page's share of one of two ranks takes, with a state item's."""
 
@@ -152,10 +155,9 @@ class Stage:
         snapshot: Any = self.engine.snapshot()
         return int(snapshot[name] if name in snapshot else snapshot["totals"][name])
 
-    def turned(self, waits: int) -> bool:
-        """Whether the transport has been waited for once more than that."""
-        self.transport.wake()
-        return self.transport.waits > waits
+    def shares(self, posted: int, rows: int) -> bool:
+        """Whether so much was posted, and so many rows are out."""
+        return len(self.transport.posted) == posted and self.count("staging_bytes") == rows * ROWS_BYTES
 
     def rest(self) -> None:
         skipped = {"peers", "totals", "queued_by_shard"}
@@ -285,73 +287,67 @@ def test_rows_come_back_with_quiescence_and_not_before():
         s.rest()
 
 
-def test_who_needs_rows_waits_while_they_may_come_back_and_goes_without_if_they_may_not():
-    """Rows of transfers of which nobody knows when they end must not hold up all others for ever."""
+def test_a_peer_has_its_share_and_waits_for_its_own_rows():
     transport = Writer(auto=False)
     theirs = Shard(0, 2, filled=False)
-    with stage(transport, Shard(0, 1, filled=True), staging_bytes=3 * ROW, quiescent=False) as s:
-        peer, other = s.peer(Shard(1, 2, filled=False), "first"), s.peer(theirs, "other")
-        s.submit(peer, list(range(8)), list(range(8)))
-        until(lambda: len(transport.posted) == 4, "the area is full")
-        posted = len(transport.posted)
-        chunk = s.submit(other, [1, 2], [3, 4])
-        until(lambda: s.count("active_chunks") == 2)
-        s.submit(s.peer(Shard(0, 1, filled=False), "direct"), [1], [1])  # what is not staged goes on
-        until(lambda: len(transport.posted) == posted + 1)
-        for transfer in transport.posted[:posted]:
-            transport.fail(transfer, "broken", quiescent=False)
-        until(lambda: len(transport.posted) == posted + 3)
-        assert transport.posted[-1].batch.num_descriptors == 2 * LAYERS * TOKENS, "as it is, piece by piece"
-        for transfer in transport.posted[posted:]:
-            transport.land(transfer)
+    with stage(transport, Shard(0, 1, filled=True), staging_bytes=SHARES * 2 * ROWS_BYTES) as s:
+        peer = s.peer(theirs)
+        items = list(range(8))
+        chunk = s.submit(peer, items, items)
+        for landed in range(8):
+            until(partial(s.shares, posted=min(landed + 2, 8), rows=min(2, 8 - landed)), "two rows are out")
+            transport.land(transport.posted[landed])
         until(lambda: s.landed(chunk))
-        assert theirs.got("kv", [3, 4], [1, 2])
-        assert s.count("staging_bytes") > 0
-
-
-def test_small_parts_do_not_keep_a_large_one_waiting_for_ever():
-    transport = Writer(auto=False)
-    with stage(transport, Shard(0, 1, filled=True), staging_bytes=3 * ROW) as s:
-        small, large = s.peer(Shard(1, 4, filled=False), "small"), s.peer(Shard(1, 2, filled=False), "large")
-        for _ in range(4):
-            s.submit(small, list(range(PAGES)), list(range(PAGES)))
-        until(
-            lambda: s.count("staging_bytes") > 3 * ROW - PAGE_BYTES * 2 * LAYERS // 2, "the area is full of small parts"
-        )
-        chunk = s.submit(large, [1], [2])
-        until(lambda: s.count("active_chunks") == 5)
-        for oldest in range(16):  # as many as the area holds, and no more, may go before it
-            if any(transfer.peer == large.key for transfer in transport.posted):
-                break
-            transport.land(transport.posted[oldest])
-            until(partial(getattr, transport.posted[oldest], "released"))
-            until(partial(s.turned, transport.waits + 1), "the engine has posted what it can")
-        else:
-            raise AssertionError("small parts go before it again and again")
-        transport.auto = True
-        transport.wake()
-        until(lambda: s.landed(chunk))
+        assert theirs.got("kv", items, items)
+        assert s.count("staged_batches") == 8
         s.rest()
 
 
-def test_who_waited_first_and_is_gone_keeps_nobody_waiting():
+def as_it_is(transport: DoubleTransport, peer: Peer) -> bool:
+    """Whether the last thing that was posted to a peer is one page, piece by piece."""
+    last = next(transfer for transfer in reversed(transport.posted) if transfer.peer == peer.key)
+    return last.batch.num_descriptors == 2 * LAYERS * TOKENS
+
+
+def test_nobody_waits_for_the_rows_of_another_peer():
+    """Not even if peers that are stopped have all of the area: who finds no room goes without."""
+    transport = Writer(auto=False)
+    stopped = {f"stopped{n}" for n in range(SHARES)}
+    transport.frozen = set(stopped)
+    theirs = Shard(0, 2, filled=False)
+    with stage(transport, Shard(0, 1, filled=True), staging_bytes=SHARES * 2 * ROWS_BYTES) as s:
+        for name in sorted(stopped):
+            s.submit(s.peer(Shard(1, 2, filled=False), name), list(range(8)), list(range(8)))
+        until(lambda: s.count("staging_bytes") == SHARES * 2 * ROWS_BYTES, "the area is full")
+        transport.auto = True
+        lively = s.peer(theirs, "lively")
+        chunk = s.submit(lively, [1, 2, 3], [4, 5, 6])
+        until(lambda: s.landed(chunk))
+        assert theirs.got("kv", [4, 5, 6], [1, 2, 3])
+        assert as_it_is(transport, lively)
+        transport.frozen.clear()
+        transport.wake()
+        s.rest()
+        chunk = s.submit(lively, [1], [7])
+        until(lambda: s.landed(chunk))
+        assert not as_it_is(transport, lively)
+
+
+def test_nobody_waits_for_rows_that_may_never_come_back():
     transport = Writer(auto=False)
     theirs = Shard(0, 2, filled=False)
-    with stage(transport, Shard(0, 1, filled=True), staging_bytes=3 * ROW) as s:
-        peers = [s.peer(Shard(1, 2, filled=False), name) for name in ("working", "first")] + [s.peer(theirs, "second")]
-        s.submit(peers[0], [0, 1, 2, 3], [0, 1, 2, 3])
-        until(lambda: len(transport.posted) == 4, "the area is full")
-        s.submit(peers[1], [1], [1])
-        until(lambda: s.count("active_chunks") == 2)
-        chunk = s.submit(peers[2], [1], [5])
-        until(lambda: s.count("active_chunks") == 3)
-        s.engine.put(RemovePeer(peers[1].key))
-        until(lambda: s.sink.failures)
-        transport.auto = True
-        transport.wake()
-        until(lambda: s.landed(chunk))
-        assert theirs.got("kv", [5], [1])
-        s.rest()
+    with stage(transport, Shard(0, 1, filled=True), staging_bytes=SHARES * ROWS_BYTES, quiescent=False) as s:
+        peer = s.peer(theirs)
+        first, second = s.submit(peer, [0], [0]), s.submit(peer, [1], [2])
+        until(lambda: len(transport.posted) == 1)
+        transport.fail(transport.posted[0], "broken", quiescent=False)
+        until(lambda: id(first) in s.sink.failures)
+        until(lambda: len(transport.posted) == 2)
+        assert as_it_is(transport, peer)
+        transport.land(transport.posted[1])
+        until(lambda: s.landed(second))
+        assert theirs.got("kv", [2], [1])
+        assert s.count("staging_bytes") == ROWS_BYTES
 
 
 def test_a_submission_that_is_refused_gives_its_rows_back():

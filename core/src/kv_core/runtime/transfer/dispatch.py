@@ -24,7 +24,7 @@ from kv_core.runtime.transfer.outstanding import Outstanding
 from kv_core.runtime.transfer.poster import Poster
 from kv_core.runtime.transfer.reports import Reports
 from kv_core.runtime.transfer.shards import Shards
-from kv_core.runtime.transfer.staging import Load, Staged, Staging
+from kv_core.runtime.transfer.staging import Load, Staged
 from kv_core.runtime.transfer.troubles import SURVIVED, Troubles, described
 
 REMEMBERED = 4_096
@@ -45,7 +45,7 @@ class Dispatcher:
 
     def __init__(
         self, config: TransferConfig, capabilities: frozenset[Capability], clock: Callable[[], float], shards: Shards,
-        reports: Reports, troubles: Troubles, hasher: Hasher, codec: AuxDataCodec, staging: Staging, *,
+        reports: Reports, troubles: Troubles, hasher: Hasher, codec: AuxDataCodec, *,
         moves: bool = True, reads: bool = False,
     ) -> None:  # fmt: skip
         self._config = config
@@ -59,7 +59,6 @@ class Dispatcher:
         self._troubles = troubles
         self._hasher = hasher
         self._codec = codec
-        self._staging = staging
         self._max_batch_bytes = max(1, config.window_bytes // BATCHES_IN_WINDOW)
         self._poster: Poster
         self._outstanding: Outstanding
@@ -209,19 +208,19 @@ class Dispatcher:
         """What the batch has of the staging area, if it is staged; or whether it waits for that."""
         if peer.staged is None or not peer.staged.wants(batch):
             return None, False
-        load, wait = self._staging.load(peer.staged, batch, peer.key)
+        load, wait = peer.staged.load(batch)
         if load is not None and not self._reads:
             try:
                 load.gather()
             except SURVIVED:
-                self._staging.unload(load)
+                peer.staged.unload(load)
                 raise
         return load, wait
 
     def _unload(self, posting: Posting) -> None:
-        load, posting.load = posting.load, None
-        if load is not None:
-            self._staging.unload(load)
+        load, posting.load, staged = posting.load, None, posting.job.peer.staged
+        if load is not None and staged is not None:
+            staged.unload(load)
 
     def _pick(self, peer: PeerState) -> ChunkJob | None:
         while peer.waiting and len(peer.jobs) < OPEN_JOBS:
@@ -372,8 +371,9 @@ class Dispatcher:
         self._settled(posting)
 
     def _stick(self, posting: Posting) -> None:
-        if posting.load is not None:
-            self._staging.stick(posting.load)
+        staged = posting.job.peer.staged
+        if posting.load is not None and staged is not None:
+            staged.stick(posting.load)
 
     def _settled(self, posting: Posting) -> None:
         self._leave_window(posting)

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from kv_core.contract.config import TransferConfig
 from kv_core.contract.enums import Capability, Direction, ThreadingModel
-from kv_core.contract.transport import PeerKey, Transport
+from kv_core.contract.transport import Transport
 from kv_core.layout import MemoryLayout
 from kv_core.protocol.chunks import TransferKVChunk
 from kv_core.protocol.effects import AddPeer, FencePeer, RemovePeer, VerifyDigests
@@ -74,11 +74,10 @@ class Owner:
         hasher, codec = Hasher(memory), AuxDataCodec(layout, memory)
         reads = direction is Direction.READ
         self.staging = Staging(
-            transport, self.troubles, config.staging_bytes if moves else 0, len(layout.regions()),
-            self._has_room,
+            transport, self.troubles, config.staging_bytes if moves else 0, len(layout.regions())
         )  # fmt: skip
         self.dispatcher = Dispatcher(
-            config, capabilities, clock, shards, reports, self.troubles, hasher, codec, self.staging, moves=moves, reads=reads,
+            config, capabilities, clock, shards, reports, self.troubles, hasher, codec, moves=moves, reads=reads,
         )  # fmt: skip
         self.outstanding = Outstanding(transport, self.troubles, clock, self.dispatcher)
         self.poster: Poster
@@ -117,9 +116,6 @@ class Owner:
         if self._asleep and not self._has_work():
             return 0.0
         return max(0.0, self._clock() - due)
-
-    def _has_room(self, peer: PeerKey) -> None:
-        self.dispatcher.on_free(peer)
 
     def _has_work(self) -> bool:
         return bool(

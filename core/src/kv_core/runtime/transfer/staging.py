@@ -5,19 +5,21 @@ from __future__ import annotations
 import ctypes
 import mmap
 from bisect import insort
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from kv_core.contract.memory import Region
-from kv_core.contract.transport import PeerKey, PoolSlice, TransferPlan, Transport
+from kv_core.contract.transport import PoolSlice, TransferPlan, Transport
 from kv_core.layout import Batch
 from kv_core.layout.staging import StagedPool, staged_pools, staging_region, with_area
 from kv_core.runtime.transfer.troubles import SURVIVED, Troubles
 
+SHARES = 4
+"""A peer may have this part of the area."""
 IN_FLIGHT = 4
-"""A batch has at most this part of the area, so that the next one is gathered while the last one moves."""
+"""And a batch this part of that, so that the next one is gathered while the last one moves."""
 _abandoned: list[mmap.mmap] = []
 """Areas into which bytes may still come, or from which they may still be read, when their engine has ended: never unmapped."""
 
@@ -29,25 +31,27 @@ class Area:
         self.region = region
         self.bytes = np.frombuffer(memory, np.uint8)
         self.in_use = 0
+        self.taken = 0
         self._memory = memory
-        self._taken: list[tuple[int, int]] = []
+        self._ranges: list[tuple[int, int]] = []
 
     def take(self, count: int, row_bytes: int) -> int | None:
         """The number of the first of ``count`` rows side by side, or None if there is no room."""
         need, start = count * row_bytes, 0
-        for begin, stop in self._taken:
+        for begin, stop in self._ranges:
             if start + need <= begin:
                 break
             start = max(start, -(-stop // row_bytes) * row_bytes)
         if start + need > self.bytes.size:
             return None
-        insort(self._taken, (start, start + need))
+        insort(self._ranges, (start, start + need))
         self.in_use += need
+        self.taken += 1
         return start // row_bytes
 
     def give_back(self, row: int, count: int, row_bytes: int) -> None:
         """End what ``take`` began."""
-        self._taken.remove((row * row_bytes, (row + count) * row_bytes))
+        self._ranges.remove((row * row_bytes, (row + count) * row_bytes))
         self.in_use -= count * row_bytes
 
     def abandon(self) -> None:
@@ -56,11 +60,11 @@ class Area:
 
 
 class Load:
-    """Rows of the area that one batch has. ``batch`` is what the transport gets. ``stuck``: they may never come back."""
+    """Rows of the area that one batch has. ``batch`` is what the transport gets."""
 
     def __init__(self, area: Area, staged: StagedPool, part: PoolSlice, row: int, span: npt.NDArray[np.void]) -> None:
         self.batch = Batch([staged.staged(part, row)])
-        self.stuck = False
+        self.nbytes = part.local_items.size * staged.row_bytes
         self._area = area
         self._staged = staged
         self._part = part
@@ -94,19 +98,26 @@ class Load:
 
 
 class Staged:
-    """How the pools of one peer are staged."""
+    """How the pools of one peer are staged, and what its transfers have of the area.
+
+    A peer may have a part of the area, and waits for rows of its own only: one that is stopped in the middle of its transfers
+    keeps its rows, and nobody waits for them. Who finds no room and has nothing to wait for goes without.
+    """
 
     def __init__(self, area: Area, pools: dict[str, StagedPool]) -> None:
         self._area = area
         self._pools = pools
         self._spans = {name: _span(pool) for name, pool in pools.items()}
+        self._most = area.bytes.size // SHARES
+        self._working: dict[Load, None] = {}  # those whose rows will come back, as far as is known
+        self._stuck: dict[Load, None] = {}
 
     def batches(self, batch: Batch, max_descriptors: int, max_bytes: int) -> Iterator[Batch]:
         """The batch in parts: those that are staged have one slice each, and a part of the area has room for it."""
         yield from Batch(part for part in batch.slices if part.plan.pool not in self._pools).split(
             max_descriptors, max_bytes
         )
-        limit = self._area.bytes.size // IN_FLIGHT
+        limit = self._most // IN_FLIGHT
         for part in batch.slices:
             pool = self._pools.get(part.plan.pool)
             if pool is None:
@@ -122,12 +133,30 @@ class Staged:
         """Whether this part is staged."""
         return batch.slices[0].plan.pool in self._pools
 
-    def load(self, batch: Batch) -> Load | None:
-        """Rows for a part that is staged; None if the area has no room now."""
+    def load(self, batch: Batch) -> tuple[Load | None, bool]:
+        """Rows for a part; else None, and whether to wait: until the next of this peer's transfers has ended."""
         (part,) = batch.slices
         pool = self._pools[part.plan.pool]
-        row = self._area.take(part.local_items.size, pool.row_bytes)
-        return None if row is None else Load(self._area, pool, part, row, self._spans[part.plan.pool])
+        need = part.local_items.size * pool.row_bytes
+        has = sum(load.nbytes for load in (*self._working, *self._stuck))
+        row = self._area.take(part.local_items.size, pool.row_bytes) if has + need <= self._most or not has else None
+        if row is None:
+            return None, bool(self._working)
+        load = Load(self._area, pool, part, row, self._spans[part.plan.pool])
+        self._working[load] = None
+        return load, False
+
+    def stick(self, load: Load) -> None:
+        """The transfer that has these rows failed, or hangs: they come back once it is quiescent, if ever."""
+        if load in self._working:
+            del self._working[load]
+            self._stuck[load] = None
+
+    def unload(self, load: Load) -> None:
+        """The transfer that had these rows is quiescent."""
+        load.give_back()
+        self._working.pop(load, None)
+        self._stuck.pop(load, None)
 
 
 def _span(pool: StagedPool) -> npt.NDArray[np.void]:
@@ -140,26 +169,24 @@ def _span(pool: StagedPool) -> npt.NDArray[np.void]:
 class Staging:
     """Decides which peers' pools are staged. The area is mapped, and registered, for the first peer that gains by it."""
 
-    def __init__(
-        self, transport: Transport, troubles: Troubles, nbytes: int, num_regions: int,
-        on_room: Callable[[PeerKey], None],
-    ) -> None:  # fmt: skip
+    def __init__(self, transport: Transport, troubles: Troubles, nbytes: int, num_regions: int) -> None:
         self._transport = transport
         self._troubles = troubles
         self._nbytes = nbytes if transport.staging_below > 0 else 0
         self._num_regions = num_regions
-        self._on_room = on_room
-        self._first: PeerKey | None = None
-        self._waiting: dict[PeerKey, None] = {}
         self._area: Area | None = None
-        self._working = 0
-        self.batches = 0
 
     @property
     def in_use(self) -> int:
         """Bytes of the area that are given out. Any thread."""
         area = self._area
         return 0 if area is None else area.in_use
+
+    @property
+    def batches(self) -> int:
+        """How many batches have been staged. Any thread."""
+        area = self._area
+        return 0 if area is None else area.taken
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -190,54 +217,6 @@ class Staging:
             self._nbytes = 0
             return None
         return Area(region, memory)
-
-    def load(self, staged: Staged, batch: Batch, peer: PeerKey) -> tuple[Load | None, bool]:
-        """Rows for a part; else None, and whether to wait for them: ``on_room`` is called when it is to be tried again.
-
-        While one waits, those that come later wait behind it: else small parts could keep a large one waiting for ever. Rows of
-        transfers that failed and are not quiescent may never come back. If no others are out, nobody waits for them.
-        """
-        if self._first not in (None, peer):
-            self._waiting[peer] = None
-            return None, True
-        load = staged.load(batch)
-        if load is None and self._working:
-            self._first = peer
-            return None, True
-        if load is not None:
-            self._working += 1
-            self.batches += 1
-        if self._first is not None:
-            self._let_in()
-        return load, False
-
-    def _let_in(self) -> None:
-        """Nobody is first any more: whoever waited may try."""
-        waiting, self._waiting, self._first = self._waiting, {}, None
-        for peer in waiting:
-            self._on_room(peer)
-
-    def stick(self, load: Load) -> None:
-        """The transfer that has these rows failed, or hangs: they come back once it is quiescent, if ever."""
-        if not load.stuck:
-            load.stuck = True
-            self._working -= 1
-            self._tell()
-
-    def unload(self, load: Load) -> None:
-        """The transfer that had these rows is quiescent."""
-        load.give_back()
-        if not load.stuck:
-            self._working -= 1
-        self._tell()
-
-    def _tell(self) -> None:
-        first = self._first
-        if first is None:
-            return
-        if not self._working:  # there will be no more room than now; and the first one may have lost its interest
-            self._let_in()
-        self._on_room(first)
 
     def close(self, *, quiescent: bool) -> None:
         """The transport is closed. What may still be touched is never unmapped."""
