@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -49,7 +50,9 @@ ROW = LAYERS * 2 * PAGE_BYTES // 2 + LAYERS * 2 * 64
 class Shard:
     """One rank's KV pages (NHD) and convolution states, cut from those of the whole model."""
 
-    def __init__(self, tp_rank: int, tp_size: int, *, filled: bool, order: str = "NHD", shift: int = 0) -> None:
+    def __init__(
+        self, tp_rank: int, tp_size: int, *, filled: bool, order: str = "NHD", shift: int = 0, apart: bool = False
+    ) -> None:
         self.topology = Topology(tp_rank=tp_rank, tp_size=tp_size)
         self.held = slice(tp_rank * HEADS // tp_size, (tp_rank + 1) * HEADS // tp_size)
         rng = np.random.default_rng(SEED)
@@ -60,6 +63,7 @@ class Shard:
         self.expected = {"kv": whole[:, :, :, self.held], "conv": states[:, :, :, channels]}
         # Rows of memory of which the engine got the part behind ``shift``: buffers need not be aligned.
         self._raw: list[np.ndarray] = []
+        self._apart = apart  # every other buffer far away from its neighbours
         self.arrays: dict[str, list[np.ndarray]] = {}
         pages = ItemLayout.page(TOKENS, HEADS, HEAD_BYTES, tp_size=tp_size, order=order)
         rows = ItemLayout.state([("x", 8, 2)], tp_size=tp_size, rows=3)
@@ -78,6 +82,9 @@ class Shard:
         self, pool: str, data: np.ndarray, layer: int, part: str, item: ItemLayout, filled: bool, shift: int
     ) -> Buffer:
         raw = np.full(data.size + shift, POISON, np.uint8)
+        if self._apart and len(self._raw) % 2:
+            raw = np.frombuffer(mmap.mmap(-1, raw.size), np.uint8)
+            raw[:] = POISON
         self._raw.append(raw)
         array = raw[shift:].reshape(data.shape)
         if filled:
@@ -209,6 +216,23 @@ def test_long_runs_are_read_and_scattered():
         assert mine.got("conv", [1], [3])
         s.rest()
         assert s.count("staged_batches") == 4
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_buffers_with_all_of_the_heap_between_them(reads):
+    """Nothing but the buffers may be touched, and nothing that lies between them may be taken for a part of them."""
+    whole, halves = Shard(0, 1, filled=not reads, apart=True), [Shard(rank, 2, filled=reads) for rank in (0, 1)]
+    with stage(StagedReader() if reads else Writer(), whole) as s:
+        peers = [s.peer(half, f"peer{rank}") for rank, half in enumerate(halves)]
+        items = np.random.default_rng(SEED).permutation(PAGES).tolist()
+        chunks = [s.submit(peer, items, items[::-1]) for peer in peers for _ in range(5)]
+        until(lambda: all(map(s.landed, chunks)))
+        assert s.count("staged_batches") == 10
+        if reads:
+            assert whole.got("kv", items, items[::-1])
+        else:
+            assert all(half.got("kv", items[::-1], items) for half in halves)
+        s.rest()
 
 
 @pytest.mark.parametrize("reads", [False, True])

@@ -7,8 +7,10 @@ runs, and scatter them. The other side need not know.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,21 +27,29 @@ GAIN = 2
 """Staging has to make copies at least so many times fewer."""
 
 
+class Slab(NamedTuple):
+    """Memory of the rank's own from ``address`` on: a buffer, or several that follow each other without a gap."""
+
+    address: int
+    nbytes: int
+
+
 @dataclass(frozen=True, eq=False)
 class StagedPool:
     """A pool whose items are staged: ``whole`` is its plan in pieces, ``plan`` the one whose local items are rows of the area.
 
-    A row has ``row_bytes`` bytes: all lanes' pieces of one item, one after the other, in order of lane and repeat. Memory
-    from ``address`` on, ``span`` bytes, is taken as an array of units of ``unit`` bytes, of which every piece is some. Unit u of
-    item i's row is unit ``first[u] + i * step[u]`` of it. ``starts`` (one entry per lane, and the end): a lane's first unit in the row.
+    A row has ``row_bytes`` bytes: all lanes' pieces of one item, one after the other, in order of lane and repeat. Each of
+    ``slabs`` is taken as an array of units of ``unit`` bytes, of which every piece is some; lane k is in slab ``slab[k]``. Unit u of
+    item i's row is unit ``first[u] + i * step[u]`` of its lane's slab. ``starts`` (one entry per lane, and the end): a lane's first
+    unit in the row.
     """
 
     whole: PoolPlan
     plan: PoolPlan
     row_bytes: int
     unit: int
-    address: int
-    span: int
+    slabs: tuple[Slab, ...]
+    slab: npt.NDArray[np.intp]
     first: I64
     step: I64
     starts: I64
@@ -49,17 +59,17 @@ class StagedPool:
         """Units of a row."""
         return self.first.size
 
-    def columns(self, lanes: npt.NDArray[np.intp]) -> slice | npt.NDArray[np.int64]:
-        """The units of these lanes in a row."""
-        if lanes.size == 0 or bool((np.diff(lanes) == 1).all()):
-            low, high = (int(lanes[0]), int(lanes[-1]) + 1) if lanes.size else (0, 0)
-            return slice(int(self.starts[low]), int(self.starts[high]))
-        return np.concatenate([np.arange(self.starts[lane], self.starts[lane + 1]) for lane in lanes.tolist()])
+    def runs(self, lanes: npt.NDArray[np.intp]) -> Iterator[tuple[int, slice]]:
+        """The units of these lanes in a row, as far as they stand together and are in one slab: (number of the slab, units)."""
+        slab = self.slab[lanes]
+        bounds = np.flatnonzero((np.diff(lanes) != 1) | (np.diff(slab) != 0)) + 1
+        for low, high in pairwise([0, *bounds.tolist(), lanes.size]):
+            yield int(slab[low]), slice(int(self.starts[lanes[low]]), int(self.starts[lanes[high - 1] + 1]))
 
-    def pieces(self, part: PoolSlice, columns: slice | npt.NDArray[np.int64]) -> I64:
-        """Where the units of a slice are: one row for each item, one column for each of ``columns``."""
+    def pieces(self, part: PoolSlice, units: slice) -> I64:
+        """Where units of a slice's rows are in their slab: one row for each item, one column for each of ``units``."""
         items = part.local_items.astype(np.int64)
-        return self.first[columns] + items[:, None] * self.step[columns]
+        return self.first[units] + items[:, None] * self.step[units]
 
     def staged(self, part: PoolSlice, row: int) -> PoolSlice:
         """What is moved instead of a slice of ``whole``, whose items have the rows from ``row`` on."""
@@ -83,10 +93,9 @@ def staged_pool(pool: PoolPlan, regions: Sequence[Region], below: int, area: int
     copies = int(np.where(pool.local_inner_stride == pool.length, one, pool.inner_count).sum())
     if row_bytes >= below * copies or copies < GAIN * pool.num_lanes or 2 * row_bytes > area_bytes:
         return None
-    start = np.array([region.address for region in mine], np.uint64) + pool.local_offset
-    address = int(min(region.address for region in mine))
-    span = max(region.address + region.nbytes for region in mine) - address
-    apart = start - np.uint64(address)
+    slabs, slab = _slabs(mine)
+    base = np.array([slabs[number].address for number in slab.tolist()], np.uint64)
+    apart = np.array([region.address for region in mine], np.uint64) - base + pool.local_offset
     unit = int(np.gcd.reduce(np.concatenate((pool.length, apart, pool.local_stride, pool.local_inner_stride))))
     if row_bytes > MAX_UNITS * unit:
         return None
@@ -98,7 +107,22 @@ def staged_pool(pool: PoolPlan, regions: Sequence[Region], below: int, area: int
         local_stride=np.full_like(run, row_bytes), length=run, inner_count=none + one, local_inner_stride=none,
         remote_inner_stride=none, local_ratio=1,
     )  # fmt: skip
-    return StagedPool(pool, plan, row_bytes, unit, address, span, first, step, starts)
+    return StagedPool(pool, plan, row_bytes, unit, slabs, slab, first, step, starts)
+
+
+def _slabs(regions: Sequence[Region]) -> tuple[tuple[Slab, ...], npt.NDArray[np.intp]]:
+    """Regions (one for each lane) as slabs, and the number of each one's. Only bytes of the regions are in slabs: what is copied
+    may be anything else of this process's.
+    """
+    slabs: list[Slab] = []
+    of: dict[int, int] = {}
+    for region in sorted({region.index: region for region in regions}.values(), key=lambda region: region.address):
+        if slabs and slabs[-1].address + slabs[-1].nbytes == region.address:
+            slabs[-1] = Slab(slabs[-1].address, slabs[-1].nbytes + region.nbytes)
+        else:
+            slabs.append(Slab(region.address, region.nbytes))
+        of[region.index] = len(slabs) - 1
+    return tuple(slabs), np.array([of[region.index] for region in regions], np.intp)
 
 
 def _units(pool: PoolPlan, apart: U64, unit: int) -> tuple[I64, I64, I64]:

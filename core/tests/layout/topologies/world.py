@@ -326,11 +326,15 @@ def by_staging(batch: Batch, pools: dict[str, StagedPool], source: Rank, rank: R
         pool = pools.get(part.plan.pool)
         if pool is None:
             continue
-        count, first = part.local_items.size, pool.address - source.layout.regions()[0].address
+        count, first = part.local_items.size, source.layout.regions()[0].address
         area = np.full((count + 1) * pool.row_bytes, -1, np.int64)
         rows = area[pool.row_bytes :].reshape(count, pool.units, pool.unit)
-        columns = pool.columns(part.lanes)
-        rows[:, columns] = first + pool.pieces(part, columns)[:, :, None] * pool.unit + np.arange(pool.unit)
+        for slab, units in pool.runs(part.lanes):
+            pieces = pool.pieces(part, units)
+            assert pieces.min() >= 0
+            assert (pieces.max() + 1) * pool.unit <= pool.slabs[slab].nbytes, "within the rank's own buffers"
+            start = pool.slabs[slab].address - first
+            rows[:, units] = start + pieces[:, :, None] * pool.unit + np.arange(pool.unit)
         copies = Batch([pool.staged(part, 1)]).copies()
         assert set(copies.local_region.tolist()) <= {len(source.bases)}
         here = area[spread(copies.local_offset, copies.length)]

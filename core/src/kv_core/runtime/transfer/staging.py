@@ -6,6 +6,7 @@ import ctypes
 import mmap
 from bisect import insort
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +14,11 @@ import numpy.typing as npt
 from kv_core.contract.memory import Region
 from kv_core.contract.transport import PoolSlice, TransferPlan, Transport
 from kv_core.layout import Batch
-from kv_core.layout.staging import StagedPool, staged_pools, staging_region, with_area
+from kv_core.layout.staging import Slab, StagedPool, staged_pools, staging_region, with_area
 from kv_core.runtime.transfer.troubles import SURVIVED, Troubles
 
+Units: TypeAlias = "npt.NDArray[np.void]"
+Slabs: TypeAlias = list[Units]
 SHARES = 4
 """A peer may have this part of the area."""
 IN_FLIGHT = 4
@@ -62,35 +65,42 @@ class Area:
 class Load:
     """Rows of the area that one batch has. ``batch`` is what the transport gets."""
 
-    def __init__(self, area: Area, staged: StagedPool, part: PoolSlice, row: int, span: npt.NDArray[np.void]) -> None:
+    def __init__(self, area: Area, staged: StagedPool, part: PoolSlice, row: int, slabs: Slabs) -> None:
         self.batch = Batch([staged.staged(part, row)])
         self.nbytes = part.local_items.size * staged.row_bytes
         self._area = area
         self._staged = staged
         self._part = part
         self._row = row
-        self._span = span
+        self._slabs = slabs
 
-    def _rows(self) -> npt.NDArray[np.void]:
+    def _rows(self) -> Units:
         staged, count = self._staged, self._part.local_items.size
         start = self._row * staged.row_bytes
         taken = self._area.bytes[start : start + count * staged.row_bytes]
-        return taken.view(self._span.dtype).reshape(count, staged.units)
+        return taken.view(np.dtype((np.void, staged.unit))).reshape(count, staged.units)
+
+    # Indices are of items that were checked against the pool; ``clip`` spares a copy, and nothing is clipped.
 
     def gather(self) -> None:
         """Copy the pieces into the rows."""
-        columns = self._staged.columns(self._part.lanes)
-        pieces, rows = self._staged.pieces(self._part, columns), self._rows()
-        # Indices are of pages that were checked against the pool; ``clip`` spares a copy, and nothing is clipped.
-        if pieces.shape == rows.shape:
-            np.take(self._span, pieces, out=rows, mode="clip")
-        else:
-            rows[:, columns] = np.take(self._span, pieces, mode="clip")
+        rows = self._rows()
+        for slab, units in self._staged.runs(self._part.lanes):
+            pieces = self._staged.pieces(self._part, units)
+            if pieces.shape == rows.shape:
+                np.take(self._slabs[slab], pieces, out=rows, mode="clip")
+            else:
+                rows[:, units] = np.take(self._slabs[slab], pieces, mode="clip")
 
     def scatter(self) -> None:
-        """Copy the rows to where the pieces belong."""
-        columns = self._staged.columns(self._part.lanes)
-        np.put(self._span, self._staged.pieces(self._part, columns), self._rows()[:, columns], mode="clip")
+        """Copy the rows to where the pieces belong.
+
+        ``put`` makes a copy of all that it writes into if that may overlap with what it reads, and writes all of that back: so it
+        must be given the rank's own buffers alone, which neither rows nor indices are part of.
+        """
+        rows = self._rows()
+        for slab, units in self._staged.runs(self._part.lanes):
+            np.put(self._slabs[slab], self._staged.pieces(self._part, units), rows[:, units], mode="clip")
 
     def give_back(self) -> None:
         """The rows are used no more."""
@@ -107,7 +117,7 @@ class Staged:
     def __init__(self, area: Area, pools: dict[str, StagedPool]) -> None:
         self._area = area
         self._pools = pools
-        self._spans = {name: _span(pool) for name, pool in pools.items()}
+        self._slabs = {name: [_units(slab, pool.unit) for slab in pool.slabs] for name, pool in pools.items()}
         self._most = area.bytes.size // SHARES
         self._working: dict[Load, None] = {}  # those whose rows will come back, as far as is known
         self._stuck: dict[Load, None] = {}
@@ -142,7 +152,7 @@ class Staged:
         row = self._area.take(part.local_items.size, pool.row_bytes) if has + need <= self._most or not has else None
         if row is None:
             return None, bool(self._working)
-        load = Load(self._area, pool, part, row, self._spans[part.plan.pool])
+        load = Load(self._area, pool, part, row, self._slabs[part.plan.pool])
         self._working[load] = None
         return load, False
 
@@ -159,11 +169,10 @@ class Staged:
         self._stuck.pop(load, None)
 
 
-def _span(pool: StagedPool) -> npt.NDArray[np.void]:
-    """The memory of a pool's buffers, and what is between them: of that no unit is ever named."""
-    raw = (ctypes.c_uint8 * pool.span).from_address(pool.address)
-    count = pool.span // pool.unit
-    return np.frombuffer(memoryview(raw).cast("B"), np.dtype((np.void, pool.unit)), count)
+def _units(slab: Slab, unit: int) -> Units:
+    """A slab as an array of units; bytes behind the last whole one are of no piece."""
+    raw = (ctypes.c_uint8 * slab.nbytes).from_address(slab.address)
+    return np.frombuffer(memoryview(raw).cast("B"), np.dtype((np.void, unit)), slab.nbytes // unit)
 
 
 class Staging:
