@@ -119,7 +119,9 @@ def test_a_folder_that_can_not_be_is_said():
 
 
 def test_a_killed_ranks_rooms_are_there_up_to_its_death(tmp_path: Path):
-    ran = demo("--requests", "30", "--kill", "decode", "--trace", str(tmp_path / "t"), "--pages", "16")
+    ran = demo(
+        "--requests", "60", "--concurrency", "24", "--kill", "decode", "--trace", str(tmp_path / "t"), "--pages", "64"
+    )
     assert ran.status == 0, ran
     assert len(list((tmp_path / "t").glob("decode-*.jsonl"))) == 2
     events = events_of(tmp_path / "t" / "trace.json")
