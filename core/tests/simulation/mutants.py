@@ -62,7 +62,7 @@ class TellsTwice(PrefillMachine):
     def _settle_room(self, room: Room, now: float) -> None:
         before = room.release_safe
         super()._settle_room(room, now)
-        if room.release_safe and not before and room.chunks:
+        if room.release_safe and not before and room.moved:
             self._tell(room, RoomEventKind.CONCLUDED, now)
 
 
