@@ -214,7 +214,7 @@ class MetricOfAFailure(CommonKVSender):
 
     def get_transfer_metric(self) -> KVTransferMetric:
         metric, room = super().get_transfer_metric(), self._room
-        if room.poll is KVPoll.Failed and room.moved:
+        if room.poll is KVPoll.Failed and room.handed:
             return replace(metric, transfer_total_bytes=room.nbytes, transfer_latency_s=room.clock.seconds)
         return metric
 
