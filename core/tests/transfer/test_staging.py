@@ -35,7 +35,7 @@ from kv_core.protocol.liveness import PeerLiveness
 from kv_core.protocol.peers import Peer
 from kv_core.protocol.rooms import Room, RoomLink
 from kv_core.runtime.rules import Pair, Place
-from kv_core.runtime.transfer import TransferEngine
+from kv_core.runtime.transfer import TransferEngine, staging
 from kv_core.runtime.transfer.staging import SHARES
 
 SEED = 11
@@ -372,6 +372,18 @@ def test_nobody_waits_for_rows_that_may_never_come_back():
         until(lambda: s.landed(second))
         assert theirs.got("kv", [2], [1])
         assert s.count("staging_bytes") == ROWS_BYTES
+
+
+@pytest.mark.parametrize("quiescent", [True, False])
+def test_an_area_that_may_still_be_touched_outlives_its_engine(quiescent):
+    transport, kept = Writer(auto=False), len(staging._abandoned)
+    with stage(transport, Shard(0, 1, filled=True), quiescent=quiescent) as s:
+        s.submit(s.peer(Shard(0, 2, filled=False)), [1], [2])
+        until(lambda: transport.posted)
+        if quiescent:
+            transport.land(transport.posted[0])
+            s.rest()
+    assert len(staging._abandoned) == kept + (not quiescent)
 
 
 def test_a_submission_that_is_refused_gives_its_rows_back():

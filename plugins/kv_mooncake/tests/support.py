@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -119,6 +120,39 @@ def batch_of(
 
     states = {} if state is None else {"mamba": pair(state)}
     return make_batch(prepared.plan, (*pair((local, remote)), None), states, aux)
+
+
+class Watched:
+    """The engine, with an event for its having the last copy of something under way."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.under_way = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._engine, name)
+        if name not in {"transfer_submit_write", "batch_transfer_async_read"}:
+            return found
+
+        def posts(*copies: Any) -> Any:
+            posted = found(*copies)
+            self.under_way.set()
+            return posted
+
+        return posts
+
+
+def in_background(
+    end: End, prepared: Prepared, local: npt.ArrayLike, remote: npt.ArrayLike
+) -> tuple[threading.Thread, list[TransferProgress]]:
+    """A transfer on a thread of its own, and its record to come; returns when the engine has it under way."""
+    watched: Any = Watched(end.transport._mover._engine)
+    end.transport._mover._engine = watched
+    records: list[TransferProgress] = []
+    thread = threading.Thread(target=lambda: records.append(end.write(prepared, local, remote)))
+    thread.start()
+    assert watched.under_way.wait(LIMIT_S)
+    return thread, records
 
 
 class RemoteEnd:
